@@ -1,0 +1,272 @@
+# cython: language_level=3, freethreading_compatible=True
+"""Packet arithmetic at wire speed: the compiled twin of :mod:`kproxy.core.packet`.
+
+The C functions work on a cursor over borrowed memory, take no lock, allocate nothing and cannot
+fail: what could go wrong is checked once, at the Python boundary at the end of this file. In the
+debug build each read through a cursor is checked again, and one past the end ends the process.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+
+    #ifdef KPROXY_DEBUG
+    #define KP_DEBUG 1
+    static void kp_inside(int yes) {
+        if (!yes) {
+            PyGILState_Ensure();  /* the process ends here: nothing to release */
+            Py_FatalError("read past the end of a cursor");
+        }
+    }
+    #else
+    #define KP_DEBUG 0
+    #define kp_inside(yes) ((void)0)
+    #endif
+
+    #if defined(__x86_64__)
+    #include <nmmintrin.h>
+    #define kp_has_crc32c() (__builtin_cpu_supports("sse4.2") != 0)
+    /* Compiled for SSE 4.2 whatever the flags, and called only where the processor has it. */
+    __attribute__((target("sse4.2")))
+    static uint32_t kp_crc32c(uint32_t reg, const uint8_t *at, size_t length) {
+        uint64_t wide = reg, word;
+        for (; length >= 8; at += 8, length -= 8) {
+            memcpy(&word, at, 8);
+            wide = _mm_crc32_u64(wide, word);
+        }
+        reg = (uint32_t)wide;
+        for (; length > 0; at++, length--)
+            reg = _mm_crc32_u8(reg, *at);
+        return reg;
+    }
+    #else
+    #define kp_has_crc32c() 0
+    #define kp_crc32c(reg, at, length) (reg)
+    #endif
+    """
+    const bint KP_DEBUG
+    void kp_inside(bint yes) noexcept nogil
+    bint kp_has_crc32c() noexcept nogil
+    uint32_t kp_crc32c(uint32_t reg, const uint8_t *at, size_t length) noexcept nogil
+
+
+# What may be read: from `at` up to and not including `end`. Reads copy, because no word of a packet
+# is sure to be aligned (an Ethernet header is 14 bytes); the compiler turns the copy into a load.
+cdef struct Cursor:
+    const uint8_t *at
+    const uint8_t *end
+
+
+cdef inline size_t left(const Cursor *cursor) noexcept nogil:
+    return <size_t>(cursor.end - cursor.at)
+
+
+cdef inline uint8_t take8(Cursor *cursor) noexcept nogil:
+    kp_inside(left(cursor) >= 1)
+    cdef uint8_t byte = cursor.at[0]
+    cursor.at += 1
+    return byte
+
+
+# take16 … take64: the next bytes as the machine reads them, in its own order.
+cdef inline uint16_t take16(Cursor *cursor) noexcept nogil:
+    cdef uint16_t word
+    kp_inside(left(cursor) >= 2)
+    memcpy(&word, cursor.at, 2)
+    cursor.at += 2
+    return word
+
+
+cdef inline uint32_t take32(Cursor *cursor) noexcept nogil:
+    cdef uint32_t word
+    kp_inside(left(cursor) >= 4)
+    memcpy(&word, cursor.at, 4)
+    cursor.at += 4
+    return word
+
+
+cdef inline uint64_t take64(Cursor *cursor) noexcept nogil:
+    cdef uint64_t word
+    kp_inside(left(cursor) >= 8)
+    memcpy(&word, cursor.at, 8)
+    cursor.at += 8
+    return word
+
+
+# --- Internet checksum -------------------------------------------------------------------------
+
+# Words of 16 bits and their one's complement sum may be read in either byte order, as long as the
+# result is turned round in the end (RFC 1071 section 2B): so the loop reads the machine's order.
+cdef bint LITTLE_ENDIAN = False
+
+
+cdef void find_byte_order() noexcept nogil:
+    global LITTLE_ENDIAN
+    cdef uint16_t one = 1
+    LITTLE_ENDIAN = (<uint8_t *>&one)[0] == 1
+
+
+cdef inline uint16_t host_order(uint16_t word) noexcept nogil:
+    """Between a big-endian value and the machine's reading of its bytes; its own inverse."""
+    return <uint16_t>(word << 8 | word >> 8) if LITTLE_ENDIAN else word
+
+
+cdef inline uint16_t fold(uint64_t total) noexcept nogil:
+    total = (total & 0xFFFFFFFF) + (total >> 32)
+    total = (total & 0xFFFFFFFF) + (total >> 32)
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    return <uint16_t>((total & 0xFFFF) + (total >> 16))
+
+
+cdef uint16_t sum_words(Cursor data, uint16_t initial) noexcept nogil:
+    # 64 bits hold the sum of 2**32 words of 32 bits: 16 GiB before a carry could be lost.
+    cdef uint64_t total = host_order(initial)
+    cdef size_t words = left(&data) // 4
+    for _ in range(words):
+        total += take32(&data)
+    if left(&data) >= 2:
+        total += take16(&data)
+    if left(&data) == 1:
+        total += host_order(<uint16_t>(take8(&data) << 8))
+    return host_order(fold(total))
+
+
+cdef inline uint16_t replace_word(uint16_t check, uint16_t old, uint16_t new) noexcept nogil:
+    """RFC 1624 equation 3: HC' = ~(~HC + ~m + m')."""
+    cdef uint64_t total = <uint64_t>(check ^ 0xFFFF) + (old ^ 0xFFFF) + new
+    return fold(total) ^ 0xFFFF
+
+
+cdef inline uint16_t replace_long(uint16_t check, uint32_t old, uint32_t new) noexcept nogil:
+    cdef uint64_t total = <uint64_t>(check ^ 0xFFFF) + (old ^ <uint32_t>0xFFFFFFFF) + new
+    return fold(total) ^ 0xFFFF
+
+
+cdef uint16_t replace_range(uint16_t check, Cursor old, Cursor new, bint odd) noexcept nogil:
+    # Equation 3 over many words at once, sums in place of words: ~(~HC + ~sum(m) + sum(m')). At an
+    # odd offset every byte is in the other half of its word, which swaps the halves of the sum.
+    cdef uint16_t before, after
+    if left(&old) == 0:
+        return check
+    before = sum_words(old, 0)
+    after = sum_words(new, 0)
+    if odd:
+        before = <uint16_t>(before << 8 | before >> 8)
+        after = <uint16_t>(after << 8 | after >> 8)
+    return replace_word(check, before, after)
+
+
+# --- CRC32c ------------------------------------------------------------------------------------
+
+# Eight tables of 256, one for each byte of a 64-bit word ("slicing by 8"): SLICES[k][b] is what
+# byte b leaves in the register after k more bytes of zeros.
+cdef uint32_t[8][256] SLICES
+
+
+cdef void fill_slices() noexcept nogil:
+    cdef uint32_t register
+    cdef int byte, k
+    for byte in range(256):
+        register = byte
+        for k in range(8):
+            register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
+        SLICES[0][byte] = register
+    for k in range(1, 8):
+        for byte in range(256):
+            register = SLICES[k - 1][byte]
+            SLICES[k][byte] = register >> 8 ^ SLICES[0][register & 0xFF]
+
+
+cdef uint32_t crc_by_tables(uint32_t register, Cursor data) noexcept nogil:
+    cdef uint64_t word
+    cdef size_t words = left(&data) // 8
+    # The tables take the first byte from the low end of the word.
+    if LITTLE_ENDIAN:
+        for _ in range(words):
+            word = take64(&data) ^ register
+            register = (
+                SLICES[7][word & 0xFF]
+                ^ SLICES[6][word >> 8 & 0xFF]
+                ^ SLICES[5][word >> 16 & 0xFF]
+                ^ SLICES[4][word >> 24 & 0xFF]
+                ^ SLICES[3][word >> 32 & 0xFF]
+                ^ SLICES[2][word >> 40 & 0xFF]
+                ^ SLICES[1][word >> 48 & 0xFF]
+                ^ SLICES[0][word >> 56]
+            )
+    while left(&data) > 0:
+        register = register >> 8 ^ SLICES[0][(register ^ take8(&data)) & 0xFF]
+    return register
+
+
+cdef bint HARDWARE_CRC = False
+
+
+cdef inline uint32_t crc(uint32_t register, Cursor data) noexcept nogil:
+    if HARDWARE_CRC:
+        return kp_crc32c(register, data.at, left(&data))
+    return crc_by_tables(register, data)
+
+
+find_byte_order()
+fill_slices()
+HARDWARE_CRC = kp_has_crc32c()
+
+
+# --- The Python boundary -----------------------------------------------------------------------
+
+# The GIL stays held: one packet takes less time than giving the lock up and getting it back.
+
+#: True in the debug build.
+DEBUG = bool(KP_DEBUG)
+
+
+cdef class Buffer:
+    """Borrows the memory of any contiguous buffer for as long as it lives; TypeError if none."""
+
+    cdef Py_buffer view
+    cdef Cursor cursor
+
+    def __cinit__(self, data):
+        PyObject_GetBuffer(data, &self.view, PyBUF_SIMPLE)
+        self.cursor.at = <const uint8_t *>self.view.buf
+        self.cursor.end = self.cursor.at + self.view.len
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.view)
+
+
+def ones_sum(data, uint16_t initial=0):
+    return sum_words(Buffer(data).cursor, initial)
+
+
+def checksum(data, uint16_t initial=0):
+    return sum_words(Buffer(data).cursor, initial) ^ 0xFFFF
+
+
+def update16(uint16_t check, uint16_t old, uint16_t new):
+    return replace_word(check, old, new)
+
+
+def update32(uint16_t check, uint32_t old, uint32_t new):
+    return replace_long(check, old, new)
+
+
+def update_range(uint16_t check, old, new, bint odd=False):
+    cdef Buffer before = Buffer(old)
+    cdef Buffer after = Buffer(new)
+    if before.view.len != after.view.len:
+        raise ValueError(
+            f"old has {before.view.len} bytes and new {after.view.len}: must be the same"
+        )
+    return replace_range(check, before.cursor, after.cursor, odd)
+
+
+def crc32c(data, uint32_t crc=0):
+    return _finish(crc, Buffer(data), HARDWARE_CRC)

@@ -1,0 +1,1 @@
+"""The ``kproxy`` command: one module for each command, imported when it is used."""

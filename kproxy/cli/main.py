@@ -1,0 +1,66 @@
+"""Entry point of the ``kproxy`` command.
+
+``kproxy --help`` must answer within 150 ms, so a command's module is imported only when that
+command runs: the table below holds each command's one-line help.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from kproxy import __version__
+from kproxy.errors import KproxyError
+
+#: command -> (module with an attribute ``command``, one-line help), in the order of --help.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "lab": ("kproxy.cli.lab", "Bring up and use a lab of network namespaces."),
+    "scenario": ("kproxy.cli.scenario", "Run real packets against expectations."),
+    "render": ("kproxy.cli.render", "Print the rules of a mode as text; needs no root."),
+    "run": ("kproxy.cli.run", "Be a node's service proxy."),
+    "doctor": ("kproxy.cli.doctor", "Tell what this kernel and machine can run."),
+    "cleanup": ("kproxy.cli.cleanup", "Remove every trace of kproxy from this network namespace."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on use; ``table`` is like :data:`COMMANDS`."""
+
+    def __init__(self, *args: object, table: dict[str, tuple[str, str]], **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.table:
+            return None
+        command = importlib.import_module(self.table[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self.table.items()])
+
+
+@click.command(
+    cls=LazyGroup,
+    table=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="kproxy")
+def cli() -> None:
+    """A Kubernetes service proxy, and a laboratory to watch it work."""
+
+
+def main() -> None:
+    """Run the command line; every error of ours is one line on stderr and its exit status."""
+    try:
+        cli(prog_name="kproxy")
+    except KproxyError as error:
+        click.echo(f"kproxy: {error}", err=True)
+        sys.exit(error.exit_status)

@@ -1,0 +1,174 @@
+"""What is wrong with a :class:`kproxy.config.Config`: every fault at once, each by its field.
+
+The rules are kube-proxy's start-up validation. Pure; whether this machine can do what is asked
+(a scheduler that the kernel lacks) shows later, when the mode is probed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator, Sequence
+
+from kproxy.config import Config, value_at
+from kproxy.core.objects import family_of
+from kproxy.durations import format_duration
+from kproxy.errors import ConfigError
+
+MODES = ("iptables", "ipvs", "nftables", "userspace", "fastpath")
+DETECT_LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
+NODE_PORT_KEYWORDS = ("primary", "localhost", "all")
+SCHEDULERS = (
+    *("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh", "fo", "ovf"),
+)
+
+#: Field, lowest, highest.
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("iptables.masqueradeBit", 0, 31),
+    ("nftables.masqueradeBit", 0, 31),
+    ("oomScoreAdj", -1000, 1000),
+    ("clientConnection.burst", 0, float("inf")),
+    ("conntrack.maxPerCore", 0, float("inf")),
+    ("conntrack.min", 0, float("inf")),
+    ("logging.verbosity", 0, float("inf")),
+)
+_POSITIVE = (
+    *("iptables.syncPeriod", "ipvs.syncPeriod", "nftables.syncPeriod"),
+    *("configSyncPeriod", "udpIdleTimeout"),
+)
+_NOT_NEGATIVE = (
+    *("iptables.minSyncPeriod", "ipvs.minSyncPeriod", "nftables.minSyncPeriod"),
+    *("ipvs.tcpTimeout", "ipvs.tcpFinTimeout", "ipvs.udpTimeout"),
+    *("conntrack.tcpEstablishedTimeout", "conntrack.tcpCloseWaitTimeout"),
+    *("conntrack.udpTimeout", "conntrack.udpStreamTimeout"),
+)
+_CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("mode", ("", *MODES)),
+    ("detectLocalMode", DETECT_LOCAL_MODES),
+    ("ipvs.scheduler", ("", *SCHEDULERS)),
+    ("logging.format", ("text", "json")),
+)
+#: detectLocalMode -> the field that it cannot do without.
+_DETECT_LOCAL_NEEDS = {
+    "BridgeInterface": "detectLocal.bridgeInterface",
+    "InterfaceNamePrefix": "detectLocal.interfaceNamePrefix",
+}
+
+
+def check(config: Config, *, where: str = "config") -> Config:
+    """The same Config; ConfigError with every problem in one line if there is any."""
+    found = problems(config)
+    if found:
+        raise ConfigError("; ".join(found), where=where)
+    return config
+
+
+def problems(config: Config) -> tuple[str, ...]:
+    """Everything that is wrong, each as ``field: what it is, what it may be``; () when fine.
+
+    The ``ipvs`` section is judged in ipvs mode only, as kube-proxy does.
+    """
+    found = (
+        line
+        for rule in (_ranges, _durations, _choices, _addresses, _cidrs, _details)
+        for line in rule(config)
+    )
+    return tuple(line for line in found if config.mode == "ipvs" or not line.startswith("ipvs."))
+
+
+def _ranges(config: Config) -> Iterator[str]:
+    for path, low, high in _RANGES:
+        value = value_at(config, path)
+        assert isinstance(value, int)
+        if not low <= value <= high:
+            span = f"{low:g} or more" if high == float("inf") else f"{low:g} to {high:g}"
+            yield f"{path}: {value} must be {span}"
+
+
+def _durations(config: Config) -> Iterator[str]:
+    for path in (*_POSITIVE, *_NOT_NEGATIVE):
+        value = value_at(config, path)
+        assert isinstance(value, float)
+        if value < 0 or (value == 0 and path in _POSITIVE):
+            bound = "more than 0s" if path in _POSITIVE else "0s or more"
+            yield f"{path}: {format_duration(value)} must be {bound}"
+    for name in ("iptables", "ipvs", "nftables"):
+        section = getattr(config, name)
+        if section.min_sync_period > section.sync_period:
+            least, period = map(format_duration, (section.min_sync_period, section.sync_period))
+            yield f"{name}.minSyncPeriod: {least} must not exceed syncPeriod, {period}"
+
+
+def _choices(config: Config) -> Iterator[str]:
+    for path, choices in _CHOICES:
+        value = value_at(config, path)
+        if value not in choices:
+            yield f"{path}: {value!r} must be one of {', '.join(filter(None, choices))}"
+
+
+def _addresses(config: Config) -> Iterator[str]:
+    if not _is_ip(config.bind_address):
+        yield f"bindAddress: {config.bind_address!r} must be an IP address"
+    for path in ("healthzBindAddress", "metricsBindAddress"):
+        value = value_at(config, path)
+        assert isinstance(value, str)
+        if value and not _is_ip_port(value):
+            yield f"{path}: {value!r} must be ip:port ([ip]:port for IPv6) with port 1 to 65535"
+
+
+def _cidrs(config: Config) -> Iterator[str]:
+    if config.cluster_cidr:
+        parts = [part.strip() for part in config.cluster_cidr.split(",")]
+        yield from _bad_cidrs("clusterCIDR", parts)
+        if len(parts) > 2 or (len(parts) == 2 and family_of(parts[0]) is family_of(parts[1])):
+            yield f"clusterCIDR: {config.cluster_cidr!r} must hold at most one range a family"
+    yield from _bad_cidrs("ipvs.excludeCIDRs", config.ipvs.exclude_cidrs)
+    yield from _bad_cidrs("serviceCIDRs", config.service_cidrs)
+    ranges = [item for item in config.node_port_addresses if item not in NODE_PORT_KEYWORDS]
+    keywords = f", or {', '.join(NODE_PORT_KEYWORDS)}"
+    yield from _bad_cidrs("nodePortAddresses", ranges, keywords)
+
+
+def _bad_cidrs(path: str, values: Sequence[str], others: str = "") -> Iterator[str]:
+    for value in values:
+        if not _is_cidr(value):
+            yield f"{path}: {value!r} must be a CIDR like 10.0.0.0/8 or fd00::/8{others}"
+
+
+def _details(config: Config) -> Iterator[str]:
+    needed = _DETECT_LOCAL_NEEDS.get(config.detect_local_mode)
+    if needed and not value_at(config, needed):
+        yield f"{needed}: must be set for detectLocalMode {config.detect_local_mode}"
+    if config.port_range and not re.fullmatch(r"\d+([-+]\d+)?", config.port_range):
+        yield f"portRange: {config.port_range!r} must be like 300-2000"
+    name = config.hostname_override.strip().lower()
+    # A Node's name is a DNS subdomain (RFC 1123); any other would match no nodeName ever.
+    if name and (len(name) > 253 or not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", name)):
+        yield f"hostnameOverride: {config.hostname_override!r} is no Node name"
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_cidr(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return "/" in text
+
+
+def _is_ip_port(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if ":" not in host:
+            return False
+    elif ":" in host:
+        return False
+    return _is_ip(host) and port.isascii() and port.isdigit() and 1 <= int(port) <= 65535

@@ -1,0 +1,152 @@
+"""The frozen plan of one node and one IP family: everything a mode needs, and nothing else.
+
+A mode reads a :class:`Snapshot` and never a Service. Which endpoints may be used, by whom, and who
+is masqueraded is decided before (:mod:`kproxy.core.topology`, :mod:`kproxy.core.policy`), so that
+all modes agree. :mod:`kproxy.core.planner` makes Snapshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kproxy.core.objects import Family, PortName, Protocol, Refusal, TrafficPolicy, Value
+
+# gc=False below: these trees of values cannot hold cycles, and a plan has tens of thousands of
+# them; it keeps the collector from walking all of them while a plan is made (half of the time).
+
+
+class Endpoint(Value, frozen=True, gc=False):
+    """One place to which connections may be sent. ``local``: on this node."""
+
+    ip: str
+    port: int
+    local: bool = False
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    node: str = ""
+    zone_hints: tuple[str, ...] = ()
+    node_hints: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """``ip:port``, IPv6 in brackets: the form that kube-proxy hashes into chain names."""
+        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+
+
+class EndpointSets(Value, frozen=True, gc=False):
+    """The endpoints of one service port as this node may use them.
+
+    ``cluster``  for Cluster policy, ``local`` for Local policy; **None means that no rule of this
+    service port ever uses that set**, the empty tuple that it is used and has nobody: drop.
+    ``all`` is every endpoint that some rule may choose, for per-endpoint objects and conntrack.
+    ``has_any`` is false when nothing is usable on any node: refuse.
+    All are sorted by (ip text, port), so that equal content renders equally.
+    """
+
+    cluster: tuple[Endpoint, ...] | None
+    local: tuple[Endpoint, ...] | None
+    all: tuple[Endpoint, ...]
+    has_any: bool
+
+
+class PortPlan(Value, frozen=True, gc=False):
+    """One service port in one family. Addresses lost to another service are already left out.
+
+    ``cluster_ip`` "" (lost to another service) and ``node_port`` 0 mean none. ``source_ranges`` are
+    the ranges of this family; ``restricted`` is true when load-balancer addresses may be reached
+    from them only (from nowhere, when there are none); both are empty without such addresses. An
+    address stands in one of the three address fields only, whatever the Service says.
+    ``affinity_seconds`` None means no affinity. ``annotations`` are the service's own of ``kproxy/``.
+    """
+
+    name: PortName
+    port: int
+    endpoints: EndpointSets
+    cluster_ip: str = ""
+    node_port: int = 0
+    external_ips: tuple[str, ...] = ()
+    load_balancer_ips: tuple[str, ...] = ()
+    source_ranges: tuple[str, ...] = ()
+    restricted: bool = False
+    affinity_seconds: int | None = None
+    internal_policy: TrafficPolicy = TrafficPolicy.CLUSTER
+    external_policy: TrafficPolicy = TrafficPolicy.CLUSTER
+    health_check_node_port: int = 0
+    annotations: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def protocol(self) -> Protocol:
+        return self.name.protocol
+
+    @property
+    def external(self) -> bool:
+        """True when it can be reached other than by its cluster IP."""
+        return bool(self.node_port or self.external_ips or self.load_balancer_ips)
+
+
+class LocalDetector(Value, frozen=True):
+    """How this node tells its own pods' traffic: exactly one of the three fields is set.
+
+    ``cidr`` source address in range, ``bridge`` input interface equals, ``prefix`` input interface
+    starts with.
+    """
+
+    cidr: str = ""
+    bridge: str = ""
+    prefix: str = ""
+
+
+class NodePortTargets(Value, frozen=True):
+    """Addresses of this node on which node ports answer.
+
+    ``all`` every local address; otherwise ``addresses`` only. ``localhost``: 127.0.0.0/8 as well
+    (IPv4 and the modes that can; never ::1).
+    """
+
+    all: bool = True
+    addresses: tuple[str, ...] = ()
+    localhost: bool = True
+
+
+class NodeSettings(Value, frozen=True):
+    """This node and the operator's choices, for one family; a change here changes every rule.
+
+    ``detector`` None: pods' traffic cannot be told apart. ``masquerade_bit`` is the bit number of
+    the packet mark (0–31). ``addresses`` are this node's own of the family, primary first.
+    ``service_cidrs`` are the ranges that cluster IPs come from, when known.
+    """
+
+    name: str
+    zone: str = ""
+    addresses: tuple[str, ...] = ()
+    detector: LocalDetector | None = None
+    masquerade_all: bool = False
+    masquerade_bit: int = 14
+    node_port_targets: NodePortTargets = NodePortTargets()
+    service_cidrs: tuple[str, ...] = ()
+
+    @property
+    def masquerade_mark(self) -> int:
+        return 1 << self.masquerade_bit
+
+
+class Snapshot(Value, frozen=True, eq=False):
+    """The plan of one family. Shares every unchanged :class:`PortPlan` with its predecessor.
+
+    ``generation`` counts up. ``base`` is the generation that ``changed`` and ``removed`` are
+    relative to; None means that everything has to be looked at (first plan, changed settings).
+    ``changed`` names ports that are new or differ (all of them when ``base`` is None), ``removed``
+    ports of the predecessor that are gone. ``endpoint_count`` is the sum of
+    ``len(endpoints.all)``. ``conflicts`` are the addresses and ports that services lost to others,
+    sorted. Treat ``ports`` as read-only; its order means nothing.
+    """
+
+    family: Family
+    settings: NodeSettings
+    ports: Mapping[PortName, PortPlan]
+    generation: int = 1
+    base: int | None = None
+    changed: frozenset[PortName] = frozenset()
+    removed: frozenset[PortName] = frozenset()
+    endpoint_count: int = 0
+    conflicts: tuple[Refusal, ...] = ()

@@ -1,0 +1,1 @@
+"""The laboratory: topologies and scenarios become namespaces, links, pods and real traffic."""

@@ -1,0 +1,55 @@
+"""Builds the Cython extension, in one of two ways; all else about the package is in pyproject.toml.
+
+*release* (the default) is what runs. *debug* (``KPROXY_DEBUG=1``) is what the tests run as well: no
+optimisation, bounds checks, assertions, line tracing, and undefined behaviour ends the process.
+The two never share a generated C file or an object file, so either can be rebuilt at any time:
+
+    python setup.py build_ext --inplace                                     # release
+    KPROXY_DEBUG=1 python setup.py build_ext --build-lib build/debug        # debug
+"""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("KPROXY_DEBUG") == "1"
+BUILD = "build/debug" if DEBUG else "build/release"
+
+#: What -Wextra says about code that Cython writes and we cannot change.
+OF_GENERATED_CODE = ["-Wno-missing-field-initializers", "-Wno-unused-parameter"]
+
+WARNINGS = ["-Wall", "-Wextra", "-Wsign-compare", *OF_GENERATED_CODE]
+
+FLAGS = {
+    # The sanitizer stops at an unaligned load or an overlong shift, which x86 forgives.
+    True: ["-O0", "-g", "-UNDEBUG", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"],
+    False: ["-O3", "-g1"],
+}
+MACROS: dict[bool, list[tuple[str, str | None]]] = {
+    True: [("KPROXY_DEBUG", "1"), ("CYTHON_TRACE", "1")],
+    False: [("CYTHON_WITHOUT_ASSERTIONS", "1")],
+}
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(
+                "kproxy._fastpath",
+                ["kproxy/_fastpath.pyx"],
+                extra_compile_args=[*WARNINGS, *FLAGS[DEBUG]],
+                extra_link_args=["-fsanitize=undefined"] if DEBUG else [],
+                define_macros=MACROS[DEBUG],
+            )
+        ],
+        build_dir=f"{BUILD}/c",
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": DEBUG,
+            "wraparound": DEBUG,
+            "initializedcheck": DEBUG,
+            "linetrace": DEBUG,
+        },
+    ),
+    options={"build_ext": {"build_temp": f"{BUILD}/objects"}},
+)

@@ -4,8 +4,8 @@
 optimisation, bounds checks, assertions, line tracing, and undefined behaviour ends the process.
 The two never share a generated C file or an object file, so either can be rebuilt at any time:
 
-    python setup.py build_ext --inplace                                     # release
-    KPROXY_DEBUG=1 python setup.py build_ext --build-lib build/debug        # debug
+    python setup.py build_ext --inplace             # release: beside its source
+    KPROXY_DEBUG=1 python setup.py build_ext        # debug: build/debug/kproxy/
 """
 
 import os
@@ -51,5 +51,5 @@ setup(
             "linetrace": DEBUG,
         },
     ),
-    options={"build_ext": {"build_temp": f"{BUILD}/objects"}},
+    options={"build": {"build_base": BUILD, **({"build_lib": BUILD} if DEBUG else {})}},
 )

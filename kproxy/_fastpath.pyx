@@ -6,8 +6,9 @@ fail: what could go wrong is checked once, at the Python boundary at the end of 
 debug build each read through a cursor is checked again, and one past the end ends the process.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef extern from *:
@@ -117,8 +118,8 @@ cdef inline uint16_t host_order(uint16_t word) noexcept nogil:
 
 
 cdef inline uint16_t fold(uint64_t total) noexcept nogil:
-    total = (total & 0xFFFFFFFF) + (total >> 32)
-    total = (total & 0xFFFFFFFF) + (total >> 32)
+    total = (total & UINT32_MAX) + (total >> 32)
+    total = (total & UINT32_MAX) + (total >> 32)
     total = (total & 0xFFFF) + (total >> 16)
     total = (total & 0xFFFF) + (total >> 16)
     return <uint16_t>((total & 0xFFFF) + (total >> 16))
@@ -144,7 +145,7 @@ cdef inline uint16_t replace_word(uint16_t check, uint16_t old, uint16_t new) no
 
 
 cdef inline uint16_t replace_long(uint16_t check, uint32_t old, uint32_t new) noexcept nogil:
-    cdef uint64_t total = <uint64_t>(check ^ 0xFFFF) + (old ^ <uint32_t>0xFFFFFFFF) + new
+    cdef uint64_t total = <uint64_t>(check ^ 0xFFFF) + (old ^ UINT32_MAX) + new
     return fold(total) ^ 0xFFFF
 
 
@@ -152,8 +153,6 @@ cdef uint16_t replace_range(uint16_t check, Cursor old, Cursor new, bint odd) no
     # Equation 3 over many words at once, sums in place of words: ~(~HC + ~sum(m) + sum(m')). At an
     # odd offset every byte is in the other half of its word, which swaps the halves of the sum.
     cdef uint16_t before, after
-    if left(&old) == 0:
-        return check
     before = sum_words(old, 0)
     after = sum_words(new, 0)
     if odd:
@@ -167,15 +166,17 @@ cdef uint16_t replace_range(uint16_t check, Cursor old, Cursor new, bint odd) no
 # Eight tables of 256, one for each byte of a 64-bit word ("slicing by 8"): SLICES[k][b] is what
 # byte b leaves in the register after k more bytes of zeros.
 cdef uint32_t[8][256] SLICES
+cdef uint32_t CASTAGNOLI_REVERSED = 0x82F63B78
 
 
 cdef void fill_slices() noexcept nogil:
     cdef uint32_t register
-    cdef int byte, k
+    cdef int byte, k, _
     for byte in range(256):
         register = byte
-        for k in range(8):
-            register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
+        for _ in range(8):
+            # All ones where the low bit is set: the polynomial without a branch.
+            register = register >> 1 ^ (CASTAGNOLI_REVERSED & (0 - (register & 1)))
         SLICES[0][byte] = register
     for k in range(1, 8):
         for byte in range(256):
@@ -208,8 +209,8 @@ cdef uint32_t crc_by_tables(uint32_t register, Cursor data) noexcept nogil:
 cdef bint HARDWARE_CRC = False
 
 
-cdef inline uint32_t crc(uint32_t register, Cursor data) noexcept nogil:
-    if HARDWARE_CRC:
+cdef inline uint32_t run_crc(uint32_t register, Cursor data, bint hardware) noexcept nogil:
+    if hardware:
         return kp_crc32c(register, data.at, left(&data))
     return crc_by_tables(register, data)
 
@@ -226,9 +227,17 @@ HARDWARE_CRC = kp_has_crc32c()
 #: True in the debug build.
 DEBUG = bool(KP_DEBUG)
 
+#: True where this processor computes CRC32c itself.
+HARDWARE_CRC32C = bool(HARDWARE_CRC)
 
-cdef class Buffer:
-    """Borrows the memory of any contiguous buffer for as long as it lives; TypeError if none."""
+
+@cython.final
+@cython.freelist(8)
+cdef class _Buffer:
+    """Borrows the memory of a contiguous buffer for as long as it lives; TypeError without one.
+
+    Keep it in a variable while its cursor is in use.
+    """
 
     cdef Py_buffer view
     cdef Cursor cursor
@@ -243,11 +252,13 @@ cdef class Buffer:
 
 
 def ones_sum(data, uint16_t initial=0):
-    return sum_words(Buffer(data).cursor, initial)
+    cdef _Buffer buffer = _Buffer(data)
+    return sum_words(buffer.cursor, initial)
 
 
 def checksum(data, uint16_t initial=0):
-    return sum_words(Buffer(data).cursor, initial) ^ 0xFFFF
+    cdef _Buffer buffer = _Buffer(data)
+    return sum_words(buffer.cursor, initial) ^ 0xFFFF
 
 
 def update16(uint16_t check, uint16_t old, uint16_t new):
@@ -259,8 +270,8 @@ def update32(uint16_t check, uint32_t old, uint32_t new):
 
 
 def update_range(uint16_t check, old, new, bint odd=False):
-    cdef Buffer before = Buffer(old)
-    cdef Buffer after = Buffer(new)
+    cdef _Buffer before = _Buffer(old)
+    cdef _Buffer after = _Buffer(new)
     if before.view.len != after.view.len:
         raise ValueError(
             f"old has {before.view.len} bytes and new {after.view.len}: must be the same"
@@ -269,4 +280,39 @@ def update_range(uint16_t check, old, new, bint odd=False):
 
 
 def crc32c(data, uint32_t crc=0):
-    return _finish(crc, Buffer(data), HARDWARE_CRC)
+    cdef _Buffer buffer = _Buffer(data)
+    return run_crc(crc ^ UINT32_MAX, buffer.cursor, HARDWARE_CRC) ^ UINT32_MAX
+
+
+def crc32c_by_tables(data, uint32_t crc=0):
+    """What :func:`crc32c` does on a processor that cannot compute it itself."""
+    cdef _Buffer buffer = _Buffer(data)
+    return run_crc(crc ^ UINT32_MAX, buffer.cursor, False) ^ UINT32_MAX
+
+
+def sctp_checksum(packet):
+    cdef _Buffer buffer = _Buffer(packet)
+    cdef Cursor ports_and_tag = buffer.cursor
+    cdef Cursor chunks = buffer.cursor
+    cdef Cursor no_checksum
+    cdef uint32_t zeros = 0
+    cdef uint32_t register = UINT32_MAX
+    if buffer.view.len < 12:
+        raise ValueError(f"an SCTP packet has 12 bytes of header at least; got {buffer.view.len}")
+    ports_and_tag.end = buffer.cursor.at + 8
+    no_checksum.at = <const uint8_t *>&zeros
+    no_checksum.end = no_checksum.at + 4
+    chunks.at = buffer.cursor.at + 12
+    register = run_crc(register, ports_and_tag, HARDWARE_CRC)
+    register = run_crc(register, no_checksum, HARDWARE_CRC)
+    register = run_crc(register, chunks, HARDWARE_CRC)
+    return (~register & UINT32_MAX).to_bytes(4, "little")
+
+
+def _read_past_the_end():
+    """Overrun a cursor of no bytes by one: the tests' proof that the debug build stops at once.
+
+    Safe in the release build: a bytes object ends with a zero byte beyond its length.
+    """
+    cdef _Buffer buffer = _Buffer(b"")
+    return take8(&buffer.cursor)

@@ -102,7 +102,7 @@ class Config(Value, frozen=True, rename="camel"):
     ``ip:port``; "" turns the server off.
     """
 
-    feature_gates: dict[str, bool] = {}
+    feature_gates: dict[str, bool] = msgspec.field(default_factory=dict)
     client_connection: ClientConnection = ClientConnection()
     logging: Logging = Logging()
     hostname_override: str = ""
@@ -319,7 +319,7 @@ class _Reader:
     ) -> None:
         try:
             read = _duration(value, path) if type_ is Seconds else msgspec.convert(value, type_)
-        except (ValueError, msgspec.ValidationError) as wrong:
+        except (ValueError, TypeError, msgspec.ValidationError) as wrong:
             text = str(wrong)
             self.errors.append(f"{path}: {text[:1].lower()}{text[1:]}")
             return
@@ -331,7 +331,7 @@ def _duration(value: object, path: str) -> Seconds:
     if path in _NANOSECONDS and isinstance(value, int) and not isinstance(value, bool):
         return Seconds(value / 1e9)
     if not isinstance(value, str):
-        raise ValueError(f"a duration is needed, not {_shown(value)}; write it like 30s or 1m30s")
+        raise TypeError(f"a duration is needed, not {_shown(value)}; write it like 30s or 1m30s")
     return parse_duration(value)
 
 

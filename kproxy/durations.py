@@ -16,8 +16,8 @@ _UNITS = {
     "m": 60_000_000_000,
     "h": 3_600_000_000_000,
 }
-_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
-_WHOLE = re.compile(rf"([-+]?)((?:{_PART.pattern})+)")
+_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)", re.ASCII)
+_WHOLE = re.compile(rf"([-+]?)((?:{_PART.pattern})+)", re.ASCII)
 
 
 class Seconds(float):

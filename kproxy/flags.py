@@ -194,7 +194,7 @@ def config_of(values: Mapping[str, object], file: str | None) -> tuple[Config, t
 
 
 def load(path: str) -> tuple[Config, tuple[str, ...]]:
-    """Read a KubeProxyConfiguration file (YAML or JSON). Warnings name unknown and double fields."""
+    """Read a KubeProxyConfiguration file (YAML, JSON). Warnings name unknown and double fields."""
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as failed:

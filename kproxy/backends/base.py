@@ -32,7 +32,11 @@ class Applied(Value, frozen=True):
 
 
 class Backend(Protocol[Desired, Actual, Patch]):
-    """One mode, one family, one network namespace."""
+    """One mode, one family, one network namespace: that of the calling thread.
+
+    Text and messages may be made lazily, when somebody looks at them: a patch that is applied while
+    it is made keeps two cores busy. A value never looks different the second time.
+    """
 
     mode: str
     family: Family
@@ -47,13 +51,17 @@ class Backend(Protocol[Desired, Actual, Patch]):
         """What the kernel holds of ours now, all attributes."""
 
     def settled(self, desired: Desired) -> Actual:
-        """Pure: what ``read`` would give once ``desired`` is in force."""
+        """Pure: equal to what ``read`` gives once ``desired`` is in force."""
 
     def diff(self, desired: Desired, actual: Actual) -> Patch | None:
         """Pure: the smallest change from ``actual`` to ``desired``; None when there is nothing."""
 
     def apply(self, patch: Patch) -> Applied:
-        """All or nothing; ApplyError (or CommandError) when refused: the kernel is as before."""
+        """All or nothing for every service; ApplyError or CommandError when refused.
+
+        A mode that needs several transactions orders them so that nothing half-made is ever
+        reachable: after a refusal each service is served as before or as wanted.
+        """
 
     def cleanup(self) -> None:
         """Take away every trace of ours from this namespace; fine when there is none."""
@@ -67,14 +75,19 @@ class Syncer(Generic[Desired, Actual, Patch]):
         self._desired: Desired | None = None
         self._actual: Actual | None = None
 
+    @property
+    def desired(self) -> Desired | None:
+        """What the last Snapshot asked for, whether or not the kernel took it."""
+        return self._desired
+
     def forget(self) -> None:
         """The kernel may have been changed by others: the next sync reads it."""
         self._actual = None
 
     def sync(self, snapshot: Snapshot) -> Applied:
         """Bring the kernel to the Snapshot. On KernelError the next call starts by reading."""
+        desired = self._desired = self.backend.render(snapshot, self._desired)
         full = self._actual is None
-        self._desired = desired = self.backend.render(snapshot, self._desired)
         try:
             actual = self.backend.read() if self._actual is None else self._actual
             patch = self.backend.diff(desired, actual)
@@ -83,4 +96,4 @@ class Syncer(Generic[Desired, Actual, Patch]):
             self._actual = None
             raise
         self._actual = self.backend.settled(desired)
-        return applied
+        return Applied(full, applied.written, applied.refused)

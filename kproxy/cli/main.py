@@ -58,9 +58,26 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; every error of ours is one line on stderr and its exit status."""
+    """Run the command line; every error is one line on stderr and its exit status."""
     try:
-        cli(prog_name="kproxy")
+        status = cli(prog_name="kproxy", standalone_mode=False)
     except KproxyError as error:
         click.echo(f"kproxy: {error}", err=True)
-        sys.exit(error.exit_status)
+        status = error.exit_status
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        status = error.exit_code
+    except click.ClickException as error:
+        click.echo(f"kproxy: {_one_line(error)}", err=True)
+        status = error.exit_code
+    except click.Abort:
+        status = 130  # as a shell says of a process that SIGINT ended
+    # A command may return nothing (fine) or an exit status, as click's --help does.
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _one_line(error: click.ClickException) -> str:
+    """What is wrong and where to read more, without click's usage block."""
+    text = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{text}; try: {context.command_path} --help" if context else text

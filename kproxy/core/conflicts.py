@@ -41,7 +41,7 @@ _WORDS: dict[Kind, tuple[str, str]] = {
     Kind.CLUSTER_IP: ("spec.clusterIPs", "cluster IP"),
     Kind.LOAD_BALANCER: ("status.loadBalancer.ingress", "load-balancer IP"),
     Kind.EXTERNAL_IP: ("spec.externalIPs", "external IP"),
-    Kind.NODE_PORT: ("spec.ports[{index}].nodePort", "node port"),
+    Kind.NODE_PORT: ("spec.ports[{place}].nodePort", "node port"),
     Kind.HEALTH_CHECK: ("spec.healthCheckNodePort", "health check node port"),
 }
 
@@ -63,7 +63,7 @@ class Claim(NamedTuple):
     """One service port's claim; **the order of the fields is the order of precedence**, least wins.
 
     ``created`` is the creationTimestamp in seconds; an object without one is younger than all
-    others, so that a hand-written manifest takes nothing away. ``index`` is the port's place in
+    others, so that a hand-written manifest takes nothing away. ``place`` is the port's in
     ``spec.ports`` (-1: the service as a whole).
     """
 
@@ -71,8 +71,8 @@ class Claim(NamedTuple):
     created: float
     namespace: str
     name: str
-    index: int
     kind: Kind
+    place: int
     spot: Spot
 
     @property
@@ -86,18 +86,18 @@ def claims_of(offer: Offer) -> tuple[Claim, ...]:
     created = offer.created or inf
     claims: list[Claim] = []
 
-    def claim(kind: Kind, index: int, address: str, protocol: Protocol, number: int) -> None:
+    def claim(kind: Kind, place: int, address: str, protocol: Protocol, number: int) -> None:
         spot = Spot(address, protocol, number)
-        claims.append(Claim(RANK[kind], created, namespace, name, index, kind, spot))
+        claims.append(Claim(RANK[kind], created, namespace, name, kind, place, spot))
 
-    for index, port in enumerate(offer.ports):
-        claim(Kind.CLUSTER_IP, index, offer.cluster_ip, port.protocol, port.port)
+    for place, port in enumerate(offer.ports):
+        claim(Kind.CLUSTER_IP, place, offer.cluster_ip, port.protocol, port.port)
         for address in offer.load_balancer_ips:
-            claim(Kind.LOAD_BALANCER, index, address, port.protocol, port.port)
+            claim(Kind.LOAD_BALANCER, place, address, port.protocol, port.port)
         for address in offer.external_ips:
-            claim(Kind.EXTERNAL_IP, index, address, port.protocol, port.port)
+            claim(Kind.EXTERNAL_IP, place, address, port.protocol, port.port)
         if port.node_port:
-            claim(Kind.NODE_PORT, index, "", port.protocol, port.node_port)
+            claim(Kind.NODE_PORT, place, "", port.protocol, port.node_port)
     if offer.health_check_node_port:
         claim(Kind.HEALTH_CHECK, -1, "", Protocol.TCP, offer.health_check_node_port)
     return tuple(claims)
@@ -186,16 +186,18 @@ class ClaimIndex:
 
 def _same_port(one: Claim, other: Claim) -> bool:
     """Whether one service port claims a spot twice: nothing is lost, so nothing is reported."""
-    return one.service == other.service and one.index == other.index
+    return one.service == other.service and one.place == other.place
 
 
 def _refusal(loser: Claim, winner: Claim) -> Refusal:
     field, word = _WORDS[loser.kind]
+    if loser.service == winner.service and loser.spot.address:
+        field = "spec.ports[{place}].port"
     return Refusal(
-        f"{word} {loser.spot} is taken by service {winner.service} ({_WORDS[winner.kind][1]}); "
-        f"give one of the two another one",
+        f"{word} {loser.spot} is taken by Service {winner.service} ({_WORDS[winner.kind][1]}); "
+        "give one of the two another",
         kind="Service",
         key=str(loser.service),
-        field=field.format(index=loser.index),
+        field=field.format(place=loser.place),
         whole=False,
     )

@@ -151,7 +151,7 @@ class SlicePort(Value, frozen=True):
 
 
 class EndpointSlice(Value, frozen=True):
-    """Endpoints of one Service and one family. ``service`` is the service's name in ``namespace``."""
+    """Endpoints of one Service (``service``, in the slice's own namespace) and one family."""
 
     namespace: str
     name: str

@@ -46,7 +46,8 @@ def update16(check: int, old: int, new: int) -> int:
 
     Equal to computing the checksum anew, except where every covered byte has become 0: that
     gives 0xffff anew and 0 here. Both mean the same sum, and no header is all zeros (IPv4 has
-    its version, TCP and UDP the protocol in their pseudo-header).
+    its version, TCP and UDP the protocol in their pseudo-header). A field of 0xffff, UDP's other
+    spelling of 0, gives what 0 gives, if need be in the other spelling.
     """
     return 0xFFFF ^ _fold((0xFFFF ^ _fits(check, 2)) + (0xFFFF ^ _fits(old, 2)) + _fits(new, 2))
 
@@ -65,23 +66,14 @@ def update_range(
 ) -> int:
     """Checksum after the bytes ``old`` became ``new``; ``odd``: they began at an odd offset.
 
-    An IPv6 address is 16 bytes. Both must be of one length (ValueError): equation 3 replaces words.
+    An IPv6 address is 16 bytes. Both must be of one length (ValueError). Equation 3 holds for a sum
+    of words as it does for one word.
     """
     if len(old) != len(new):
         raise ValueError(f"old has {len(old)} bytes and new {len(new)}: must be the same")
     # The other half of a word that is cut at either end did not change: 0 stands for it in both.
     lead = b"\0" if odd else b""
-    before, after = lead + bytes(old), lead + bytes(new)
-    if len(before) % 2:
-        before, after = before + b"\0", after + b"\0"
-    check = _fits(check, 2)
-    for at in range(0, len(before), 2):
-        check = update16(
-            check,
-            int.from_bytes(before[at : at + 2], "big"),
-            int.from_bytes(after[at : at + 2], "big"),
-        )
-    return check
+    return update16(check, ones_sum(lead + bytes(old)), ones_sum(lead + bytes(new)))
 
 
 def crc32c(data: bytes | bytearray | memoryview, crc: int = 0) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from kproxy.core.objects import TrafficPolicy, Value
-from kproxy.core.snapshot import NodeSettings
+from kproxy.core.snapshot import EndpointSets, NodeSettings
 
 
 class Entry(StrEnum):
@@ -39,7 +39,21 @@ class Use(StrEnum):
     LOCAL = "local"
 
 
+class Verdict(StrEnum):
+    """What becomes of a new connection.
+
+    REFUSE tells the client at once (nobody serves this anywhere); DROP is silent, because it may
+    well be served on another node, to which a load balancer is about to send the client.
+    """
+
+    FORWARD = "forward"
+    REFUSE = "refuse"
+    DROP = "drop"
+
+
 class Treatment(Value, frozen=True):
+    """The endpoint set that serves a packet, and whether it leaves with the node's address."""
+
     use: Use
     masquerade: bool
 
@@ -88,3 +102,17 @@ def treatment(
     if entry is Entry.EXTERNAL:
         return EXTERNAL[external, client]
     return Treatment(INTERNAL[internal], masquerades_internal(settings, client))
+
+
+#: (has any usable endpoint anywhere, has one in the set that serves the packet) -> verdict.
+VERDICT: dict[tuple[bool, bool], Verdict] = {
+    (True, True): Verdict.FORWARD,
+    (True, False): Verdict.DROP,
+    (False, False): Verdict.REFUSE,
+}
+
+
+def verdict(sets: EndpointSets, use: Use) -> Verdict:
+    """What becomes of a new connection that ``use`` serves."""
+    chosen = sets.cluster if use is Use.CLUSTER else sets.local
+    return VERDICT[sets.has_any, bool(chosen)]

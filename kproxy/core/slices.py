@@ -63,9 +63,7 @@ def _add(
             found[place] = entry
 
 
-_Precedence = tuple[
-    Standing, bool, bool, bool, str, str, tuple[str, ...], tuple[str, ...]
-]
+_Precedence = tuple[Standing, bool, bool, bool, str, str, tuple[str, ...], tuple[str, ...]]
 
 
 def _precedence(entry: SliceEndpoint) -> _Precedence:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from kproxy.core.objects import Family, PortName, Protocol, Refusal, TrafficPolicy, Value
 
 # gc=False below: these trees of values cannot hold cycles, and a plan has tens of thousands of
-# them; it keeps the collector from walking all of them while a plan is made (half of the time).
+# them; not walking them saves a third of the time to plan 5,000 services of 10 endpoints.
 
 
 class Endpoint(Value, frozen=True, gc=False):
@@ -56,7 +56,7 @@ class PortPlan(Value, frozen=True, gc=False):
     the ranges of this family; ``restricted`` is true when load-balancer addresses may be reached
     from them only (from nowhere, when there are none); both are empty without such addresses. An
     address stands in one of the three address fields only, whatever the Service says.
-    ``affinity_seconds`` None means no affinity. ``annotations`` are the service's own of ``kproxy/``.
+    ``affinity_seconds`` None means no affinity. ``annotations`` are the service's ``kproxy/`` ones.
     """
 
     name: PortName

@@ -96,7 +96,7 @@ def categorize(
     ready, draining = _split(endpoints)
     cluster = local = None
     if uses_cluster:
-        cluster = narrow(ready, node, zone) if ready else draining
+        cluster = narrow(ready, node, zone) or draining
     if uses_local:
         # Independent of the Cluster set: a draining endpoint here keeps this node's clients
         # served although ready ones exist elsewhere. Topology never narrows it.

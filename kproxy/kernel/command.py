@@ -5,10 +5,12 @@ Tools act in the network namespace of the calling thread; :func:`run` can be tol
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from kproxy.errors import CommandError, MachineError
 from kproxy.kernel.netns import entered
@@ -28,6 +30,10 @@ PACKAGES = {
     "tc": "iproute2",
     "linux.uml": "user-mode-linux",
 }
+
+
+#: Largest pipe that an unprivileged process may ask for (fs.pipe-max-size, default).
+_PIPE_SIZE = 1 << 20
 
 
 def find(tool: str) -> str | None:
@@ -89,6 +95,9 @@ def _stream(
 ) -> tuple[bytes, bytes]:
     """Feed chunks as they are made. A tool that dies early breaks the pipe: its words tell why."""
     assert process.stdin is not None
+    # A maker that is ahead of the tool need not wait for it every 64 kB.
+    with suppress(PermissionError):
+        fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     try:
         for chunk in chunks:
             process.stdin.write(chunk)

@@ -96,6 +96,11 @@ def open_fd(name: str) -> int:
         raise LabError(f"no network namespace {name}", hint="ip netns list shows them") from None
 
 
+def enter(namespace: int) -> None:
+    """Move the calling thread into an open namespace for good: for a child before it runs a tool."""
+    _call("setns", namespace, CLONE_NEWNET)
+
+
 @contextmanager
 def entered(namespace: int | str | None) -> Iterator[None]:
     """The calling thread acts in ``namespace`` (descriptor or name; None: stays where it is).

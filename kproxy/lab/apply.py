@@ -35,7 +35,7 @@ from kproxy.lab.plan import (
 
 _AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _IFA_F_NODAD = 0x02  # linux/if_addr.h
-_RTNH_F_ONLINK = 4  # linux/rtnetlink.h
+_RTNH_F_ONLINK, _TABLE_LOCAL, _SCOPE_HOST = 4, 255, 254  # linux/rtnetlink.h
 
 #: Bytes that tbf may send at once: a GSO packet of 64 KiB must fit or it is dropped.
 _BURST = 128 * 1024
@@ -263,7 +263,9 @@ class Builder:
         if wanted.kind is not RouteKind.UNICAST:
             options["type"] = wanted.kind.value
         if wanted.kind is RouteKind.LOCAL:
-            options["table"] = 255
+            options["scope"] = _SCOPE_HOST
+        if wanted.kind is RouteKind.LOCAL or wanted.table:
+            options["table"] = wanted.table or _TABLE_LOCAL
         if wanted.interface:
             options["oif"] = self._index(step.host, wanted.interface)
         if wanted.via:

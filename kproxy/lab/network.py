@@ -34,7 +34,8 @@ class Address(Value, frozen=True):
 class Route(Value, frozen=True):
     """``destination`` is a CIDR (``0.0.0.0/0`` for default). Gateways are taken as on-link.
 
-    ``source`` is the preferred source address, "" for the kernel's choice.
+    ``source`` is the preferred source address, "" for the kernel's choice. ``table`` 0 means the
+    kernel's own habit: 255 (local) for LOCAL, 254 (main) for the others.
     """
 
     destination: str
@@ -42,6 +43,7 @@ class Route(Value, frozen=True):
     via: str = ""
     source: str = ""
     kind: RouteKind = RouteKind.UNICAST
+    table: int = 0
 
 
 class Host(Value, frozen=True):
@@ -58,7 +60,7 @@ class Host(Value, frozen=True):
 
 
 class End(Value, frozen=True):
-    """One end of a link: ``interface`` on ``host``, enslaved to ``bridge`` of that host if named."""
+    """One end of a link: ``interface`` on ``host``, a port of that host's ``bridge`` if named."""
 
     host: str
     interface: str

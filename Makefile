@@ -1,0 +1,56 @@
+# One target for one purpose; `make` alone lists them. Set-up is netns-lab/setup.sh, here as well.
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+SCRIPTS := netns-lab/up netns-lab/setup.sh tests/run .ci/run
+WITH_SETUP := source netns-lab/setup.sh
+
+.PHONY: help setup test test-kernel release debug bench clean \
+    verify verify-style verify-types verify-layers verify-cython verify-scripts
+
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 14
+
+setup: ## install what is missing, make .venv, build both extensions (root, once)
+	@$(WITH_SETUP); kp_need_root "make setup"; kp_setup tests
+
+test: ## the tests that need neither root nor a kernel of their own
+	@python -m pytest -m "not kernel"
+
+test-kernel: ## the tests that make network namespaces (root)
+	@$(WITH_SETUP); kp_need_root "make test-kernel"; python -m pytest -m kernel
+
+verify: verify-style verify-types verify-layers verify-cython verify-scripts ## style, types, layers
+
+verify-style:
+	ruff check --quiet .
+	ruff format --check --quiet .
+
+verify-types:
+	mypy
+
+verify-layers:
+	lint-imports --no-logo
+
+verify-cython:
+	cython-lint kproxy
+
+verify-scripts:
+	shellcheck --external-sources $(SCRIPTS)
+
+release: ## build the extension beside its source, if it changed
+	@$(WITH_SETUP); mkdir -p "$$KP_BUILD"; kp_extension release
+
+debug: ## build the extension with bounds checks into build/debug, if it changed
+	@$(WITH_SETUP); mkdir -p "$$KP_BUILD"; kp_extension debug
+
+bench: release ## the figures of bench/README.md (root)
+	@python -m pytest bench
+
+clean: ## remove all that was built and cached; .venv stays
+	rm -rf build kproxy/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	    .import_linter_cache .benchmarks
+	find kproxy tests bench -name __pycache__ -prune -exec rm -rf {} +

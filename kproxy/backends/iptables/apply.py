@@ -1,0 +1,187 @@
+"""iptables mode: the backend that programs kube-proxy's chains through the host's tools."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from kproxy.backends.base import Applied
+from kproxy.backends.iptables import host
+from kproxy.backends.iptables.cleanup import cleanup_calls
+from kproxy.backends.iptables.diff import Patch, diff
+from kproxy.backends.iptables.door import Door, ToolDoor, tool
+from kproxy.backends.iptables.fixed import SYSCTLS
+from kproxy.backends.iptables.held import Held, held, parse, settled
+from kproxy.backends.iptables.host import Machine
+from kproxy.backends.iptables.render import Desired, context_of, render
+from kproxy.backends.iptables.script import Call, Variant, calls
+from kproxy.core.objects import Family
+from kproxy.core.snapshot import Snapshot
+from kproxy.errors import ApplyError, CommandError, MachineError
+from kproxy.kernel import command
+
+#: Bytes handed to the tool at once: what a pipe holds.
+_CHUNK = 64 * 1024
+
+#: The tools' exit status when the lock is held or memory is short.
+_RESOURCE_PROBLEM = 4
+
+
+class IptablesBackend:
+    """One family and variant, in the network namespace of the calling thread.
+
+    ``door`` and ``machine`` stand for the kernel; left out, they are the host's own. ``machine`` is
+    asked once, when it is first needed.
+    """
+
+    mode = "iptables"
+
+    def __init__(
+        self,
+        family: Family,
+        variant: Variant | str,
+        *,
+        door: Door | None = None,
+        machine: Machine | None = None,
+    ) -> None:
+        self.family = family
+        self.variant = Variant(variant)
+        self.door = ToolDoor(family, self.variant) if door is None else door
+        self._machine = machine
+
+    @property
+    def machine(self) -> Machine:
+        if self._machine is None:
+            self._machine = host.machine(self.family, self.variant)
+        return self._machine
+
+    def probe(self) -> None:
+        host.probe(self.family, self.variant)
+
+    def render(self, snapshot: Snapshot, previous: Desired | None) -> Desired:
+        context = context_of(
+            snapshot,
+            random_fully=self.machine.random_fully,
+            drop_invalid=self.machine.drop_invalid,
+        )
+        return render(snapshot, context, previous)
+
+    def read(self) -> Held:
+        sysctls = {name: self.door.sysctl(name) for name, _, _ in SYSCTLS}
+        return held(parse(self.door.save()), self.family, sysctls)
+
+    def settled(self, desired: Desired) -> Held:
+        return settled(desired)
+
+    def diff(self, desired: Desired, actual: Held) -> Patch | None:
+        return diff(desired, actual)
+
+    def script(self, patch: Patch) -> Iterator[Call]:
+        """The restore tool's input, call by call: what :meth:`apply` sends."""
+        return calls(patch, self.variant)
+
+    def text(self, snapshot: Snapshot) -> Iterator[str]:
+        """All rules of a Snapshot as restore text, piece by piece: what a first sync sends."""
+        patch = diff(self.render(snapshot, None), Held())
+        if patch is not None:
+            for call in self.script(patch):
+                yield from call
+
+    def apply(self, patch: Patch) -> Applied:
+        """Send a patch. A call that is refused changes nothing.
+
+        Of a large change in the nft variant the calls before it stay in force: whole chains that
+        nothing leads to yet, or whole new contents of services that were served before.
+        """
+        counter = _Counter()
+        for number, call in enumerate(self.script(patch)):
+            try:
+                self.door.restore(_chunks(counter.count(call)))
+            except CommandError as error:
+                again = next(islice(self.script(patch), number, None))
+                raise _refusal(error, again) from error
+        # After the rules: route_localnet without the guard would open 127.0.0.1 to neighbours.
+        for name, value in patch.sysctls:
+            self.door.set_sysctl(name, value)
+        return Applied(full=patch.full, written=counter.rules)
+
+    def cleanup(self) -> None:
+        """Both variants of this family: a node may have changed from one to the other."""
+        for variant in Variant:
+            door = self.door
+            if variant is not self.variant:
+                if (
+                    not isinstance(door, ToolDoor)
+                    or command.find(tool(self.family, variant)) is None
+                ):
+                    continue
+                door = ToolDoor(self.family, variant)
+            _clean(door, self.family, variant)
+        self.door.forget_sysctls()
+
+
+def cleanup() -> None:
+    """Take away every trace of ours: both families, both variants. MachineError without tools."""
+    found = False
+    for family in Family:
+        for variant in Variant:
+            if command.find(tool(family, variant, "restore")) is not None:
+                found = True
+                _clean(ToolDoor(family, variant), family, variant)
+    if not found:
+        raise MachineError("no iptables tools", hint="try: apt-get install iptables")
+    ToolDoor(Family.IPV4, Variant.NFT).forget_sysctls()
+
+
+def _clean(door: Door, family: Family, variant: Variant) -> None:
+    for call in cleanup_calls(parse(door.save()), family, variant):
+        door.restore(_chunks(call))
+
+
+class _Counter:
+    """Counts the rules in text that streams by."""
+
+    def __init__(self) -> None:
+        self.rules = 0
+
+    def count(self, pieces: Iterable[str]) -> Iterator[str]:
+        for piece in pieces:
+            if piece.startswith(("-A ", "-I ")):
+                self.rules += 1
+            self.rules += piece.count("\n-A ")
+            yield piece
+
+
+def _chunks(pieces: Iterable[str]) -> Iterator[bytes]:
+    """Pieces of text as chunks of about :data:`_CHUNK` bytes."""
+    waiting: list[str] = []
+    size = 0
+    for piece in pieces:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= _CHUNK:
+            yield "".join(waiting).encode()
+            waiting, size = [], 0
+    if waiting:
+        yield "".join(waiting).encode()
+
+
+def _refusal(error: CommandError, sent: Call) -> ApplyError:
+    """What the tool said, with the line that it speaks of."""
+    said = " ".join(error.stderr.split()) or f"status {error.status}"
+    at = re.search(r"line:? (\d+)", said)
+    row = _row("".join(sent), int(at.group(1))) if at else ""
+    return ApplyError(
+        f"{error.argv[0]}: {said}{f': {row}' if row else ''}",
+        hint=(
+            "another program holds the lock of iptables; it is tried again"
+            if error.status == _RESOURCE_PROBLEM
+            else "see what this kernel lacks with: kproxy doctor"
+        ),
+    )
+
+
+def _row(text: str, number: int) -> str:
+    rows = text.splitlines()
+    return rows[number - 1] if 0 < number <= len(rows) else ""

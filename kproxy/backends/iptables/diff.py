@@ -1,0 +1,156 @@
+"""The smallest change from what the kernel holds to what it should hold. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from kproxy.backends.iptables import chains
+from kproxy.backends.iptables.fixed import wanted_sysctls
+from kproxy.backends.iptables.held import Held, Line
+from kproxy.backends.iptables.render import Block, Desired, Place
+from kproxy.backends.iptables.rules import Table
+from kproxy.core.objects import Value
+
+
+class Part(Value, frozen=True, eq=False):
+    """Chains of one service port that are to be written: ``only`` these, None: all of them."""
+
+    block: Block
+    only: frozenset[str] | None = None
+
+    def chains(self) -> Iterable[tuple[str, str]]:
+        for chain, text in self.block.chains.items():
+            if self.only is None or chain in self.only:
+                yield chain, text
+
+
+class Patch(Value, frozen=True, eq=False):
+    """A change, not yet text: see :mod:`kproxy.backends.iptables.script`.
+
+    ``parts`` are services' chains to write, ``places`` fixed and dispatch chains to write,
+    ``doomed`` chains of nat that nobody needs any more (``kept``: emptied only, since a foreign
+    rule goes there), ``jumps`` lines for the top of base chains, ``surplus`` repeats of them to
+    take away, ``guard`` lines to add to the chain shared with the kubelet (``declare_guard``: it
+    has to be made), ``sysctls`` to set. ``full``: the kernel was read for this.
+    """
+
+    desired: Desired
+    full: bool
+    parts: tuple[Part, ...] = ()
+    places: tuple[Place, ...] = ()
+    doomed: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    jumps: tuple[Line, ...] = ()
+    surplus: tuple[Line, ...] = ()
+    guard: tuple[str, ...] = ()
+    declare_guard: bool = False
+    sysctls: tuple[tuple[str, str], ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.rules or bool(self.sysctls)
+
+    @property
+    def rules(self) -> bool:
+        """Whether any rule or chain changes."""
+        return bool(
+            self.parts
+            or self.places
+            or self.doomed
+            or self.kept
+            or self.jumps
+            or self.surplus
+            or self.guard
+            or self.declare_guard
+        )
+
+
+def diff(desired: Desired, actual: Held) -> Patch | None:
+    """None when the kernel is as it should be."""
+    believed = actual.desired
+    if believed is not None:
+        patch = _from_believed(desired, believed)
+    else:
+        patch = _from_read(desired, actual)
+    return patch or None
+
+
+def _from_believed(desired: Desired, before: Desired) -> Patch:
+    """After a good sync: unchanged blocks are the same objects, so they cost nothing."""
+    if desired is before:
+        return Patch(desired, full=False)
+    parts: list[Part] = []
+    doomed: list[str] = []
+    for name, block in desired.blocks.items():
+        old = before.blocks.get(name)
+        if old is block:
+            continue
+        if old is None:
+            parts.append(Part(block))
+            continue
+        parts += _part(block, old.chains)
+        doomed += old.chains.keys() - block.chains.keys()
+    for name, gone in before.blocks.items():
+        if name not in desired.blocks:
+            doomed += gone.chains
+    places = [place for place in chains.FIXED if desired.fixed[place] != before.fixed[place]]
+    if desired.dispatch is not before.dispatch:
+        places += [
+            place for place in chains.DISPATCH if desired.dispatch[place] != before.dispatch[place]
+        ]
+    return Patch(
+        desired,
+        full=False,
+        parts=tuple(parts),
+        places=tuple(places),
+        doomed=tuple(sorted(doomed)),
+        guard=tuple(row for row in desired.guard if row not in before.guard),
+        sysctls=tuple(sorted(wanted_sysctls(desired.context) - wanted_sysctls(before.context))),
+    )
+
+
+def _part(block: Block, held: Mapping[str, str]) -> list[Part]:
+    """The chains of a block that are not held as they should be."""
+    stale = frozenset(chain for chain, text in block.chains.items() if held.get(chain) != text)
+    return [Part(block, stale)] if stale else []
+
+
+def _from_read(desired: Desired, actual: Held) -> Patch:
+    """Against what was read: everything is compared."""
+    tables = actual.tables
+    nat = tables.get(Table.NAT, {})
+    present = {chain for chain in nat if chains.is_service_chain(chain)}
+    parts: list[Part] = []
+    if not present:
+        # Nothing to compare with: the text is made while it streams into the tool.
+        parts += [Part(block) for block in desired.blocks.values() if block.has_chains]
+    else:
+        for block in desired.blocks.values():
+            parts += _part(block, nat)
+            present.difference_update(block.chains)
+    absent = Counter(desired.jumps)
+    absent.subtract(actual.jumps)
+    shared = actual.guard
+    pinned = {chain for table, chain in actual.pinned if table is Table.NAT} & present
+    sysctls = wanted_sysctls(desired.context) - set(actual.sysctls.items())
+    return Patch(
+        desired,
+        full=True,
+        parts=tuple(parts),
+        places=tuple(_stale_places(desired, tables)),
+        doomed=tuple(sorted(present - pinned)),
+        kept=tuple(sorted(chain for chain in pinned if nat[chain])),
+        jumps=tuple(jump for jump in desired.jumps if absent[jump] > 0),
+        surplus=tuple(sorted((-absent).elements())),
+        guard=tuple(row for row in desired.guard if row not in (shared or ())),
+        declare_guard=shared is None,
+        sysctls=tuple(sorted(sysctls)),
+    )
+
+
+def _stale_places(desired: Desired, tables: Mapping[Table, Mapping[str, str]]) -> Iterable[Place]:
+    for place in (*chains.FIXED, *chains.DISPATCH):
+        table, chain = place
+        now = tables.get(table, {}).get(chain)
+        if now is None or now != desired.text_of(place):
+            yield place

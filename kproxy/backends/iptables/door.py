@@ -1,0 +1,133 @@
+"""The door to the kernel's iptables: two tools, and the few sysctls that the rules need.
+
+The tools act in the network namespace of the calling thread. ``XTABLES_LOCKFILE`` in the
+environment names the lock of the legacy tools: it is one file for all namespaces of a host, so a
+lab gives each node its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from kproxy.backends.iptables.script import Variant
+from kproxy.core.objects import Family
+from kproxy.errors import KernelError
+from kproxy.kernel import command, sysctl
+
+#: Seconds that the legacy tools wait for the lock: kube-proxy's choice.
+_LOCK_WAIT = "5"
+
+#: Where values that sysctls had before us are written down, for cleanup.
+STATE_DIR = Path("/run/kproxy")
+
+_PREFIX = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
+_FOREIGN_TABLE = re.compile(rb"^# Table `(nat|filter|mangle)' is incompatible", re.MULTILINE)
+
+
+def tool(family: Family, variant: Variant, verb: str = "") -> str:
+    """Name of a tool: ``iptables-legacy-restore``, ``ip6tables-nft`` …"""
+    name = f"{_PREFIX[family]}-{variant}"
+    return f"{name}-{verb}" if verb else name
+
+
+class Door(Protocol):
+    """What the backend needs of a kernel; the in-memory one is :mod:`kproxy.backends.fake`."""
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        """One call of the restore tool, nothing flushed that is not named.
+
+        All or nothing in each table. CommandError when refused.
+        """
+
+    def save(self) -> str:
+        """All tables as the save tool prints them."""
+
+    def sysctl(self, name: str) -> str | None:
+        """Current value, None when this kernel has no such sysctl."""
+
+    def set_sysctl(self, name: str, value: str) -> None:
+        """Set it, and remember what it was."""
+
+    def forget_sysctls(self) -> None:
+        """Set back what :meth:`set_sysctl` changed."""
+
+
+class ToolDoor:
+    """The host's tools of one family and variant."""
+
+    def __init__(self, family: Family, variant: Variant) -> None:
+        self.family = family
+        self.variant = variant
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        argv = [tool(self.family, self.variant, "restore"), "--noflush", "-w", _LOCK_WAIT]
+        command.run(argv, stdin=chunks)
+
+    def save(self) -> str:
+        # Without -t: naming a table would create it where it is not in use.
+        name = tool(self.family, self.variant, "save")
+        text = command.run([name]).stdout
+        foreign = _FOREIGN_TABLE.search(text)
+        if foreign:
+            table = foreign.group(1).decode()
+            family = "ip" if self.family is Family.IPV4 else "ip6"
+            raise KernelError(
+                f"table {table} holds rules that {name} cannot express",
+                hint=f"see: nft list table {family} {table}",
+            )
+        return text.decode()
+
+    def sysctl(self, name: str) -> str | None:
+        return sysctl.read(name)
+
+    def set_sysctl(self, name: str, value: str) -> None:
+        before = sysctl.read(name)
+        sysctl.write(name, value)
+        if before is not None:
+            _remember(name, before, value)
+
+    def forget_sysctls(self) -> None:
+        record = _record()
+        for name, (before, ours) in _recorded(record).items():
+            # Whoever set another value since then meant it.
+            if sysctl.read(name) == ours:
+                sysctl.write(name, before)
+        record.unlink(missing_ok=True)
+
+
+def _record() -> Path:
+    """The record of the calling thread's network namespace, which its inode number names."""
+    return STATE_DIR / f"sysctl-{os.stat('/proc/thread-self/ns/net').st_ino}.json"
+
+
+def _recorded(record: Path) -> dict[str, list[str]]:
+    try:
+        values: dict[str, list[str]] = json.loads(record.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise KernelError(
+            f"unreadable: {error}", where=str(record), hint="delete it and set the sysctls by hand"
+        ) from error
+    return values
+
+
+def _remember(name: str, before: str, ours: str) -> None:
+    """Written beside and moved in place: a crash leaves the old record or the new one.
+
+    A namespace that reuses the number of a dead one finds that one's record; its values are
+    overwritten here, because being called means that the sysctl had not our value.
+    """
+    STATE_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+    record = _record()
+    values = {**_recorded(record), name: [before, ours]}
+    scratch = record.with_suffix(f".{os.getpid()}")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(values, file)
+    scratch.replace(record)

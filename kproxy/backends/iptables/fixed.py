@@ -1,0 +1,129 @@
+"""The rules that depend on this node's settings only, and the tail of KUBE-SERVICES. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kproxy.backends.iptables import chains
+from kproxy.backends.iptables.rules import (
+    Accept,
+    Drop,
+    Jump,
+    Mark,
+    Masquerade,
+    Return,
+    Rule,
+    SetMark,
+    Table,
+)
+from kproxy.backends.iptables.service import Context
+from kproxy.backends.iptables.text import host
+from kproxy.core.objects import Family
+
+_LOCALNET = "127.0.0.0/8"
+_NODE_PORTS_NOTE = "kubernetes service nodeports; NOTE: this must be the last rule in this chain"
+
+#: The kubelet's rule to the letter (CVE-2020-8558): route_localnet lets neighbours address
+#: 127.0.0.1 of this node; only what NAT of this node sent there may arrive.
+LOCALNET_GUARD = Rule(
+    Table.FILTER,
+    chains.KUBELET_FIREWALL,
+    Drop(),
+    comment="block incoming localnet connections",
+    source=_LOCALNET,
+    destination=_LOCALNET,
+    ctstate=("RELATED", "ESTABLISHED", "DNAT"),
+    negated=("source", "ctstate"),
+)
+
+
+def serves_localhost(context: Context) -> bool:
+    """Whether node ports answer on 127.0.0.0/8. Never on ::1: IPv6 has no route_localnet."""
+    return context.family is Family.IPV4 and context.settings.node_port_targets.localhost
+
+
+def guard_rules(context: Context) -> list[Rule]:
+    """What must stand in the chain that is shared with the kubelet."""
+    return [LOCALNET_GUARD] if serves_localhost(context) else []
+
+
+def fixed_rules(context: Context) -> dict[tuple[Table, str], list[Rule]]:
+    """The chains of :data:`chains.FIXED` with their rules."""
+    bit = context.settings.masquerade_mark
+    rules: dict[tuple[Table, str], list[Rule]] = {key: [] for key in chains.FIXED}
+    rules[Table.NAT, chains.MARK_MASQ] = [
+        Rule(Table.NAT, chains.MARK_MASQ, SetMark(bit, bit)),
+    ]
+    rules[Table.NAT, chains.POSTROUTING] = [
+        Rule(Table.NAT, chains.POSTROUTING, Return(), mark=Mark(bit, bit), negated=("mark",)),
+        # Cleared, because an encapsulated packet passes here once more and must not be
+        # translated twice.
+        Rule(Table.NAT, chains.POSTROUTING, SetMark(bit, 0)),
+        Rule(
+            Table.NAT,
+            chains.POSTROUTING,
+            Masquerade(context.random_fully),
+            comment="kubernetes service traffic requiring SNAT",
+        ),
+    ]
+    rules[Table.FILTER, chains.FORWARD] = list(_forward_rules(context, bit))
+    return rules
+
+
+def _forward_rules(context: Context, bit: int) -> Iterator[Rule]:
+    if context.drop_invalid:
+        # A packet that conntrack cannot place is not translated back: forwarded, it would reach
+        # the client from an address that it never spoke to, and be answered by a reset.
+        yield Rule(Table.FILTER, chains.FORWARD, Drop(), ctstate=("INVALID",))
+    yield Rule(
+        Table.FILTER,
+        chains.FORWARD,
+        Accept(),
+        comment="kubernetes forwarding rules",
+        mark=Mark(bit, bit),
+    )
+    yield Rule(
+        Table.FILTER,
+        chains.FORWARD,
+        Accept(),
+        comment="kubernetes forwarding conntrack rule",
+        ctstate=("RELATED", "ESTABLISHED"),
+    )
+
+
+def node_port_jumps(context: Context) -> list[Rule]:
+    """The end of KUBE-SERVICES in nat: what is addressed to this node, by ports."""
+    targets = context.settings.node_port_targets
+    family = context.family
+    jump = Jump(chains.NODE_PORTS)
+    if targets.all:
+        unserved = {Family.IPV4: _LOCALNET, Family.IPV6: "::1/128"}[family]
+        spared = not serves_localhost(context)
+        return [
+            Rule(
+                Table.NAT,
+                chains.SERVICES,
+                jump,
+                comment=_NODE_PORTS_NOTE,
+                destination=unserved if spared else "",
+                destination_local=True,
+                negated=("destination",) if spared else (),
+            )
+        ]
+    places = [host(address, family) for address in targets.addresses]
+    if serves_localhost(context):
+        places.append(_LOCALNET)
+    return [
+        Rule(Table.NAT, chains.SERVICES, jump, comment=_NODE_PORTS_NOTE, destination=place)
+        for place in places
+    ]
+
+
+#: Sysctls that the rules need, each with its condition; route_localnet only together with the
+#: guard above. Bridged traffic (net/bridge/bridge-nf-call-iptables) is the network plugin's choice.
+SYSCTLS = (("net/ipv4/conf/all/route_localnet", "1", serves_localhost),)
+
+
+def wanted_sysctls(context: Context) -> frozenset[tuple[str, str]]:
+    """(name, value) of the sysctls that must be set for these settings."""
+    return frozenset((name, value) for name, value, needed in SYSCTLS if needed(context))

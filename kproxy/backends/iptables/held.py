@@ -1,0 +1,142 @@
+"""What the kernel holds of ours, read from the text of ``iptables-save``. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kproxy.backends.iptables import chains
+from kproxy.backends.iptables.fixed import LOCALNET_GUARD
+from kproxy.backends.iptables.render import Desired, Place
+from kproxy.backends.iptables.rules import Table
+from kproxy.backends.iptables.text import line
+from kproxy.core.objects import Family
+
+#: table -> chain -> lines (``-A CHAIN …``), base chains and foreign ones included.
+Saved = dict[Table, dict[str, list[str]]]
+
+Line = tuple[Table, str]
+
+_TABLES = {table.value: table for table in Table}
+
+
+def parse(text: str) -> Saved:
+    """Chains and lines of the tables that matter here, as the save tool printed them."""
+    saved: Saved = {}
+    table: dict[str, list[str]] | None = None
+    for row in text.splitlines():
+        if row.startswith("-A "):
+            if table is not None:
+                table[row[3 : row.find(" ", 3)] if " " in row[3:] else row[3:]].append(row)
+        elif row.startswith(":"):
+            if table is not None:
+                table[row[1 : row.index(" ")]] = []
+        elif row.startswith("*"):
+            known = _TABLES.get(row[1:])
+            table = saved.setdefault(known, {}) if known is not None else None
+    return saved
+
+
+def target_of(row: str) -> str:
+    """The chain or target that a printed rule goes to, "" when it has none."""
+    for option in (" -j ", " -g "):
+        at = row.rfind(option)
+        if at >= 0:
+            return row[at + 4 :].split(" ", 1)[0]
+    return ""
+
+
+def is_own(table: Table, chain: str) -> bool:
+    """Whether a chain is ours alone."""
+    return chain in chains.OWN[table] or (table is Table.NAT and chains.is_service_chain(chain))
+
+
+class Held:
+    """What is in force of ours.
+
+    ``tables``: chain -> its lines, for the chains that are ours alone. ``guard``: our lines in the
+    chain shared with the kubelet, None when there is no such chain. ``jumps``: lines of base chains
+    that are ours to the letter, sorted, with repeats. ``pinned``: chains of ours to which a foreign
+    rule goes, so that the kernel will not delete them. ``desired``: what is believed to be in force
+    after a good apply; then ``tables`` is made of it when somebody looks.
+    """
+
+    __slots__ = ("_tables", "desired", "guard", "jumps", "pinned", "sysctls")
+
+    def __init__(
+        self,
+        *,
+        tables: Mapping[Table, Mapping[str, str]] | None = None,
+        guard: tuple[str, ...] | None = None,
+        jumps: tuple[Line, ...] = (),
+        pinned: frozenset[Place] = frozenset(),
+        sysctls: Mapping[str, str | None] | None = None,
+        desired: Desired | None = None,
+    ) -> None:
+        self._tables = tables
+        self.guard = guard
+        self.jumps = jumps
+        self.pinned = pinned
+        self.sysctls = sysctls or {}
+        self.desired = desired
+
+    @property
+    def tables(self) -> Mapping[Table, Mapping[str, str]]:
+        if self._tables is None:
+            self._tables = _tables_of(self.desired) if self.desired is not None else {}
+        return self._tables
+
+    def __eq__(self, other: object) -> bool:
+        """Equal rules in force. Sysctls and foreign rules are looked at, but are not ours."""
+        if not isinstance(other, Held):
+            return NotImplemented
+        mine = (self.guard, self.jumps, self.tables)
+        return mine == (other.guard, other.jumps, other.tables)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        size = {table.value: len(content) for table, content in self.tables.items()}
+        return f"Held(chains={size}, jumps={len(self.jumps)}, guard={self.guard})"
+
+
+def settled(desired: Desired) -> Held:
+    """What reading gives once ``desired`` is in force."""
+    return Held(guard=desired.guard, jumps=tuple(sorted(desired.jumps)), desired=desired)
+
+
+def _tables_of(desired: Desired) -> dict[Table, dict[str, str]]:
+    tables: dict[Table, dict[str, str]] = {table: {} for table in Table}
+    for places in (desired.fixed, desired.dispatch):
+        for (table, chain), text in places.items():
+            tables[table][chain] = text
+    nat = tables[Table.NAT]
+    for block in desired.blocks.values():
+        nat.update(block.chains)
+    return tables
+
+
+def held(saved: Saved, family: Family, sysctls: Mapping[str, str | None] | None = None) -> Held:
+    """Ours, picked out of everything that is in force."""
+    ours = {(rule.table, line(rule, family)) for rule in chains.JUMPS}
+    tables: dict[Table, dict[str, str]] = {table: {} for table in Table}
+    jumps: list[Line] = []
+    pinned: set[Place] = set()
+    for table, content in saved.items():
+        for chain, rows in content.items():
+            if is_own(table, chain):
+                tables[table][chain] = "".join([f"{row}\n" for row in rows])
+                continue
+            for row in rows:
+                if (table, row) in ours:
+                    jumps.append((table, row))
+                elif is_own(table, target_of(row)):
+                    pinned.add((table, target_of(row)))
+    shared = saved.get(Table.FILTER, {}).get(chains.KUBELET_FIREWALL)
+    guard = line(LOCALNET_GUARD, family)
+    return Held(
+        tables=tables,
+        guard=None if shared is None else tuple(row for row in shared if row == guard),
+        jumps=tuple(sorted(jumps)),
+        pinned=frozenset(pinned),
+        sysctls=sysctls,
+    )

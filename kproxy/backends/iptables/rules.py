@@ -1,0 +1,119 @@
+"""Typed iptables rules: what render makes, text prints, and explain and tests walk.
+
+A rule is flat: every match that a service proxy needs is one field, absent when empty. The text is
+made in one place, :mod:`kproxy.backends.iptables.text`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from kproxy.core.objects import Value
+
+
+class Table(StrEnum):
+    """The tables that rules of ours live in."""
+
+    NAT = "nat"
+    FILTER = "filter"
+    MANGLE = "mangle"
+
+
+class Jump(Value, frozen=True):
+    """Go to a chain of the same table, and come back when it has no verdict."""
+
+    chain: str
+
+
+class Goto(Value, frozen=True):
+    """Go to a chain and return to the caller's caller."""
+
+    chain: str
+
+
+class Accept(Value, frozen=True):
+    pass
+
+
+class Drop(Value, frozen=True):
+    pass
+
+
+class Return(Value, frozen=True):
+    pass
+
+
+class Reject(Value, frozen=True):
+    """Answer port unreachable, in the ICMP of the family: a TCP connect sees "refused"."""
+
+
+class Dnat(Value, frozen=True):
+    """``to`` is ``ip:port``, IPv6 in brackets."""
+
+    to: str
+
+
+class Masquerade(Value, frozen=True):
+    """``random_fully``: source ports drawn at random, which ends races for the same port."""
+
+    random_fully: bool
+
+
+class SetMark(Value, frozen=True):
+    """mark = (mark & ~mask) ^ value. Or: value == mask. Xor: mask 0."""
+
+    value: int
+    mask: int
+
+
+Target = Jump | Goto | Accept | Drop | Return | Reject | Dnat | Masquerade | SetMark
+
+
+class Mark(Value, frozen=True):
+    """Matches when mark & mask == value."""
+
+    value: int
+    mask: int
+
+
+class Recent(Value, frozen=True):
+    """A list of client addresses, named ``name``.
+
+    ``seconds`` None: put the client on the list. Otherwise: match when the client was put there
+    within that time, and drop older entries of the list.
+    """
+
+    name: str
+    seconds: int | None = None
+
+
+#: Fields of a rule that can be inverted by naming them in ``negated``.
+NEGATABLE = ("source", "destination", "in_interface", "mark", "ctstate")
+
+
+class Rule(Value, frozen=True):
+    """One rule; a packet has to meet all of its matches.
+
+    ``protocol`` is lower case. ``source`` and ``destination`` are CIDRs (hosts too: ``/32``,
+    ``/128``). ``dport`` 0 is any port. ``source_local``/``destination_local``: the address is one
+    of this node. ``ctstate``: any of these states. ``probability`` is the decimal number that the
+    kernel gives back (:func:`kproxy.backends.iptables.text.probability`). ``in_interface`` may end
+    in ``+``. ``target`` None: the rule only counts and explains. ``negated`` names inverted fields.
+    """
+
+    table: Table
+    chain: str
+    target: Target | None = None
+    comment: str = ""
+    protocol: str = ""
+    source: str = ""
+    destination: str = ""
+    dport: int = 0
+    in_interface: str = ""
+    source_local: bool = False
+    destination_local: bool = False
+    mark: Mark | None = None
+    ctstate: tuple[str, ...] = ()
+    recent: Recent | None = None
+    probability: str = ""
+    negated: tuple[str, ...] = ()

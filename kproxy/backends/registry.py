@@ -1,0 +1,119 @@
+"""Names of modes and their variants, and the backend that each name stands for.
+
+A mode's code is imported when a backend of it is made: a daemon in one mode never pays for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from kproxy.backends.base import Backend
+from kproxy.config_check import MODES
+from kproxy.core.objects import Family, Value
+from kproxy.core.snapshot import Snapshot
+from kproxy.errors import UsageError
+
+AUTO = "auto"
+
+AnyBackend = Backend[Any, Any, Any]
+
+
+class Built(Value, frozen=True):
+    """A mode that this version has. ``variants`` () means that it has only one form.
+
+    ``make(family, variant)`` gives its backend, ``detect()`` the variant that this host uses, and
+    ``text(snapshot, variant)`` its rules for reading, without a look at any host.
+    """
+
+    variants: tuple[str, ...]
+    make: Callable[[Family, str], AnyBackend]
+    detect: Callable[[], str]
+    text: Callable[[Snapshot, str], Iterator[str]]
+
+
+def _iptables(family: Family, variant: str) -> AnyBackend:
+    from kproxy.backends.iptables.apply import IptablesBackend
+
+    return IptablesBackend(family, variant)
+
+
+def _iptables_variant() -> str:
+    from kproxy.backends.iptables.host import detect_variant
+
+    return str(detect_variant())
+
+
+def _iptables_text(snapshot: Snapshot, variant: str) -> Iterator[str]:
+    from kproxy.backends.iptables.apply import IptablesBackend
+    from kproxy.backends.iptables.host import Machine
+
+    return IptablesBackend(snapshot.family, variant, machine=Machine()).text(snapshot)
+
+
+#: Modes that are not here come in later versions. The first variant is the one that is shown when
+#: nobody says which.
+_BUILT: dict[str, Built] = {
+    "iptables": Built(("nft", "legacy"), _iptables, _iptables_variant, _iptables_text),
+}
+
+
+class Choice(Value, frozen=True):
+    """A mode and its variant: ``auto`` where the host decides, "" where there is only one form."""
+
+    mode: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.mode}-{self.variant}" if self.variant not in ("", AUTO) else self.mode
+
+
+def built(mode: str) -> bool:
+    """Whether this version of kproxy has the mode."""
+    return mode in _BUILT
+
+
+def variants(mode: str) -> tuple[str, ...]:
+    """The variants of a mode that is built; () when it has only one form."""
+    return _BUILT[mode].variants
+
+
+def names() -> tuple[str, ...]:
+    """Every name that :func:`parse` takes, modes before their variants."""
+    return tuple(str(Choice(mode, variant)) for mode in _BUILT for variant in ("", *variants(mode)))
+
+
+def choices() -> tuple[Choice, ...]:
+    """What ``--mode all`` stands for: each variant of each built mode."""
+    return tuple(Choice(mode, variant) for mode in _BUILT for variant in variants(mode) or ("",))
+
+
+def parse(name: str) -> Choice:
+    """``iptables`` or ``iptables-nft``. UsageError, naming what there is, for anything else."""
+    mode, _, variant = name.partition("-")
+    if mode in MODES and not built(mode):
+        raise UsageError(
+            f"mode {mode} is not in this version of kproxy", hint=f"it has: {', '.join(names())}"
+        )
+    if mode not in _BUILT or (variant and variant not in variants(mode)):
+        raise UsageError(f"unknown mode {name!r}", hint=f"there are: {', '.join(names())}")
+    return Choice(mode, variant or (AUTO if variants(mode) else ""))
+
+
+def resolve(choice: Choice) -> Choice:
+    """The same with ``auto`` replaced by what this host uses (looks at the host)."""
+    if choice.variant != AUTO:
+        return choice
+    return Choice(choice.mode, _BUILT[choice.mode].detect())
+
+
+def create(choice: Choice, family: Family) -> AnyBackend:
+    """A backend for one family in the calling thread's network namespace; not yet probed."""
+    return _BUILT[choice.mode].make(family, resolve(choice).variant)
+
+
+def text(choice: Choice, snapshot: Snapshot) -> Iterator[str]:
+    """A Snapshot's rules as text, piece by piece, for a typical host; touches nothing."""
+    built = _BUILT[choice.mode]
+    variant = built.variants[0] if choice.variant == AUTO else choice.variant
+    return built.text(snapshot, variant)

@@ -1,0 +1,53 @@
+"""``kproxy cleanup``: every trace of ours out of this network namespace."""
+
+from __future__ import annotations
+
+import click
+
+from kproxy.backends import registry
+from kproxy.core.objects import Family
+from kproxy.errors import KernelError, MachineError
+from kproxy.kernel import capabilities
+
+
+@click.command()
+def command() -> None:
+    """Remove every trace of kproxy from this network namespace.
+
+    Every mode and variant, both families. Rules that other programs made stay, and so do chains
+    that they still use.
+    """
+    clean()
+
+
+def clean() -> None:
+    """Clean up and say what was removed. KernelError when something would not go."""
+    capabilities.require("kproxy cleanup", "CAP_NET_ADMIN")
+    backends = {
+        f"{choice} IPv{int(family)}": registry.create(choice, family)
+        for choice in registry.choices()
+        for family in Family
+    }
+    before = {name: _held(backend) for name, backend in backends.items()}
+    failures = []
+    for name, backend in backends.items():
+        try:
+            if before[name] is not None:
+                backend.cleanup()
+        except KernelError as refused:
+            failures.append(f"{name}: {refused}")
+    removed = [name for name, backend in backends.items() if _held(backend) != before[name]]
+    for name in removed:
+        click.echo(f"removed: {name}")
+    if failures:
+        raise KernelError("; ".join(failures), hint="try again")
+    if not removed:
+        click.echo("nothing of kproxy was here")
+
+
+def _held(backend: registry.AnyBackend) -> object:
+    """What is there of ours; None where this machine has no tool for it, so that nothing can be."""
+    try:
+        return backend.read()
+    except MachineError:
+        return None

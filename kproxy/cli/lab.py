@@ -1,0 +1,33 @@
+"""``kproxy lab``: the group of commands about labs; each one's module is imported when it runs."""
+
+from __future__ import annotations
+
+import click
+
+from kproxy.cli.main import LazyGroup
+
+#: command -> (module with an attribute ``command``, one-line help), in the order of --help.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("kproxy.cli.lab_up", "Build a lab and start kproxy on its nodes."),
+    "down": ("kproxy.cli.lab_down", "Take a lab down, crashed ones too."),
+    "ls": ("kproxy.cli.lab_ls", "List labs with their nodes, proxies and pods."),
+    "exec": ("kproxy.cli.lab_exec", "Run a command in a node, client or pod."),
+    "shell": ("kproxy.cli.lab_shell", "Open a shell in a node, client or pod."),
+    "graph": ("kproxy.cli.lab_graph", "Draw a lab and its services."),
+    "ping": ("kproxy.cli.lab_ping", "Try all pairs and all services; print a matrix."),
+    "capture": ("kproxy.cli.lab_capture", "Show or store the packets of a node, client or pod."),
+    "get": ("kproxy.cli.lab_get", "Show services, endpoints, pods or nodes."),
+    "apply": ("kproxy.cli.lab_apply", "Create or replace objects from manifests, live."),
+    "delete": ("kproxy.cli.lab_delete", "Delete objects named by manifests, live."),
+    "scale": ("kproxy.cli.lab_scale", "Change the number of a workload's pods, live."),
+    "roll": ("kproxy.cli.lab_roll", "Replace a workload's pods one by one, live."),
+    "tour": ("kproxy.cli.lab_tour", "Try every mode of this kernel with real traffic."),
+}
+
+
+@click.command(cls=LazyGroup, table=COMMANDS)
+def command() -> None:
+    """Nodes, pods and clients as network namespaces, with a kproxy on every node.
+
+    Commands act on the one lab that is up; with several, --name or $KPROXY_LAB says which.
+    """

@@ -1,0 +1,80 @@
+"""Options that all commands about labs share, and shell completion of what is there right now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from kproxy.errors import KproxyError, LabError
+
+#: A lab's name when nobody gives one.
+DEFAULT_LAB = "lab"
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def chosen_lab(name: str | None) -> str:
+    """The lab that a command acts on: the one named, else the only one up, else ``lab``."""
+    from kproxy.lab import state
+
+    if name:
+        return name
+    labs = state.list_labs()
+    if len(labs) > 1 and DEFAULT_LAB not in labs:
+        raise LabError(f"several labs are up: {', '.join(labs)}", hint="say which with --name")
+    return labs[0] if len(labs) == 1 else DEFAULT_LAB
+
+
+def name_option(command: _F) -> _F:
+    """``--name``: which lab; the parameter is ``lab`` (None when not given: :func:`chosen_lab`)."""
+    return click.option(
+        "--name",
+        "-n",
+        "lab",
+        metavar="LAB",
+        envvar="KPROXY_LAB",
+        shell_complete=complete_labs,
+        help="Which lab ($KPROXY_LAB); the only one that is up by default.",
+    )(command)
+
+
+def _matching(names: Iterable[str], incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def complete_labs(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of labs that are up."""
+    from kproxy.lab import state
+
+    return _matching(state.list_labs(), incomplete)
+
+
+def complete_hosts(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Nodes, clients and pods of the lab that the command line so far names."""
+    found = _current(ctx)
+    return _matching((host.name for host in found.network.hosts), incomplete) if found else []
+
+
+def complete_workloads(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Workloads of the lab that the command line so far names."""
+    found = _current(ctx)
+    return _matching((load.name for load in found.workloads), incomplete) if found else []
+
+
+def _current(ctx: click.Context) -> Any:
+    """The lab's state, or None: completion never complains."""
+    from kproxy.lab import state
+
+    try:
+        return state.find(chosen_lab(ctx.params.get("lab")))
+    except (KproxyError, OSError):
+        return None

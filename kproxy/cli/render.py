@@ -1,0 +1,80 @@
+"""``kproxy render``: a mode's rules as text, for reading and comparing; needs no root."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from kproxy import config_check, flags
+from kproxy.backends import registry
+from kproxy.cli.common import manifests_option
+from kproxy.config import Config
+from kproxy.core.objects import Family
+from kproxy.core.planner import Planner
+from kproxy.core.settings import node_settings
+from kproxy.core.tracker import Tracker
+from kproxy.errors import CheckFailed
+
+_FAMILIES = {"4": (Family.IPV4,), "6": (Family.IPV6,), "both": tuple(Family)}
+
+
+@click.command()
+@click.option("--mode", default="iptables", help="iptables, iptables-legacy or iptables-nft.")
+@click.option("--family", type=click.Choice(tuple(_FAMILIES)), default="both", help="IP family.")
+@click.option("--variant", type=click.Choice(("legacy", "nft")), help="Of iptables mode [nft].")
+@click.option("--config", "config_file", metavar="FILE", help="KubeProxyConfiguration.")
+@click.option("--node", "node", metavar="NAME", help="Node whose rules these are.")
+@manifests_option(required=True)
+def command(
+    mode: str,
+    family: str,
+    variant: str | None,
+    config_file: str | None,
+    node: str | None,
+    filenames: tuple[str, ...],
+) -> None:
+    """Print the rules that a node gets for these manifests.
+
+    Objects and fields that are left out are told on stderr; the rest is printed, and the exit
+    status is 1.
+    """
+    config, warnings = flags.load(config_file) if config_file else (Config(), ())
+    config_check.check(config, where=config_file or "config")
+    choice = registry.parse(f"{mode}-{variant}" if variant else mode)
+    config = msgspec.structs.replace(
+        config, mode=choice.mode, hostname_override=node or config.hostname_override
+    )
+    refusals = _render(config, choice, _FAMILIES[family], filenames)
+    for line in (*warnings, *refusals):
+        click.echo(f"kproxy: {line}", err=True)
+    if refusals:
+        raise CheckFailed(f"{len(refusals)} things are left out", hint="they are named above")
+
+
+def _render(
+    config: Config,
+    choice: registry.Choice,
+    families: tuple[Family, ...],
+    filenames: tuple[str, ...],
+) -> tuple[str, ...]:
+    """Print each family's rules; returns what was left out."""
+    from kproxy.daemon import node_name
+    from kproxy.sources.manifests import ManifestSource
+
+    source = ManifestSource(filenames)
+    tracker = Tracker()
+    tracker.apply(source.load())
+    for notice in source.notices:
+        click.echo(f"kproxy: {notice}", err=True)
+    name = node_name(config)
+    refusals = [str(refusal) for refusal in source.refusals]
+    for family in families:
+        # Without looking at this host: its addresses are no part of the manifests.
+        settings = node_settings(config, tracker.node(name), name, family, ())
+        snapshot = Planner(family).plan(tracker, settings)
+        refusals += map(str, snapshot.conflicts)
+        if len(families) > 1:
+            click.echo(f"# IPv{int(family)}")
+        for piece in registry.text(choice, snapshot):
+            click.echo(piece, nl=False)
+    return tuple(dict.fromkeys(refusals))

@@ -1,0 +1,378 @@
+"""What this kernel and machine can do, found by doing it in a scratch network namespace.
+
+Every probe tries the real thing (makes the device, loads the rule, opens the socket) where nobody
+sees it; the namespace ends with the probes. Nothing is asked of the host's own namespace, and what
+a probe needs of a kernel module is loaded by the kernel itself or not at all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPVS, IPSet
+from pyroute2.netlink.exceptions import NetlinkError as RefusedByKernel
+
+from kproxy.backends import registry
+from kproxy.core.objects import Family, Value
+from kproxy.errors import KernelError, KproxyError, MachineError
+from kproxy.kernel import capabilities, command, netns, sysctl
+from kproxy.kernel.netlink import explained, open_route
+
+#: linux/if_tun.h
+_TUNSETIFF = 0x400454CA
+_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0001, 0x1000, 0x4000, 0x0100
+
+#: Descriptors for a lab of 50 pods with their responders, and room for userspace mode's relays.
+ENOUGH_DESCRIPTORS = 4096
+
+
+class Finding(Value, frozen=True):
+    """One answer. ``why`` is what was seen, ``remedy`` the command or choice that would mend it."""
+
+    name: str
+    ok: bool
+    why: str
+    remedy: str = ""
+    needed_for: str = ""
+
+
+class ModeFinding(Value, frozen=True):
+    """One mode in one family. ``kernel``: this machine can; ``built``: this kproxy has it."""
+
+    name: str
+    family: int
+    kernel: bool
+    built: bool
+    why: str
+    remedy: str = ""
+
+    @property
+    def works(self) -> bool:
+        return self.kernel and self.built
+
+
+class Report(Value, frozen=True):
+    """All of it. ``modes`` first: that is the question most people have."""
+
+    modes: tuple[ModeFinding, ...]
+    features: tuple[Finding, ...]
+
+    @property
+    def usable(self) -> bool:
+        """At least one mode works in one family."""
+        return any(mode.works for mode in self.modes)
+
+
+#: A probe returns what it saw (a few words), or raises why it cannot be done.
+Probe = Callable[[], str]
+
+
+def examine() -> Report:
+    """Try everything. The calling thread visits a scratch namespace and comes back."""
+    lacking = capabilities.missing("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
+    if lacking:
+        return _without_root(lacking)
+    try:
+        with netns.fresh():
+            with open_route() as route:
+                route.link("set", index=1, state="up")
+            modes = tuple(_modes())
+            features = tuple(_features(scratch="made and left"))
+    except KproxyError as refused:
+        return _without_namespace(refused)
+    return Report(modes, features)
+
+
+def _modes() -> Iterator[ModeFinding]:
+    for name, probe, remedy in _MODE_PROBES:
+        for family in Family:
+            built = registry.built(name.partition("-")[0])
+            answer = _answer(name, partial(probe, family), remedy)
+            yield ModeFinding(name, int(family), answer.ok, built, answer.why, answer.remedy)
+
+
+def _features(scratch: str) -> Iterator[Finding]:
+    yield Finding("root", True, "CAP_NET_ADMIN, CAP_SYS_ADMIN", "", "everything but render")
+    yield Finding("network namespaces", True, scratch, "", "lab, scenario")
+    for name, needed_for, probe, remedy in _FEATURE_PROBES:
+        yield _answer(name, probe, remedy, needed_for)
+
+
+def _answer(name: str, probe: Probe, remedy: str, needed_for: str = "") -> Finding:
+    """Run one probe; whatever way it says no becomes a finding."""
+    try:
+        return Finding(name, True, probe(), "", needed_for)
+    except KproxyError as refused:
+        hint = refused.hint.removeprefix("try: ")
+        return Finding(name, False, refused.what, hint or remedy, needed_for)
+    except RefusedByKernel as refused:
+        return Finding(name, False, os.strerror(refused.code), remedy, needed_for)
+    except OSError as refused:
+        return Finding(name, False, refused.strerror or str(refused), remedy, needed_for)
+
+
+def _module(module: str, option: str) -> str:
+    """How to get a kernel feature: a kernel without modules needs another kernel."""
+    if Path("/proc/modules").exists():
+        return f"modprobe {module}"
+    return f"a kernel with {option} (this one loads no modules)"
+
+
+# -- modes ----------------------------------------------------------------------------------------
+
+
+def _iptables(variant: str) -> Callable[[Family], str]:
+    def probe(family: Family) -> str:
+        registry.create(registry.Choice("iptables", variant), family).probe()
+        return "rules of every kind it uses load"
+
+    return probe
+
+
+def _nftables(family: Family) -> str:
+    word, address = ("ip", "ipv4_addr") if family is Family.IPV4 else ("ip6", "ipv6_addr")
+    table = (
+        f"table {word} kproxy-probe {{\n"
+        f" map s {{ type {address} . inet_proto . inet_service : verdict; }}\n"
+        f" map e {{ type {address} . inet_proto . inet_service : {address} . inet_service; }}\n"
+        " chain c { type nat hook prerouting priority -100;\n"
+        f"  {word} daddr . meta l4proto . th dport vmap @s\n"
+        f"  dnat {word} to {word} daddr . meta l4proto . th dport map @e\n }}\n}}\n"
+    )
+    command.run(["nft", "-f", "-"], stdin=table.encode())
+    command.run(["nft", "delete", "table", word, "kproxy-probe"])
+    return "maps with NAT load"
+
+
+def _ipvs(family: Family) -> str:
+    try:
+        IPVS().close()
+    except RefusedByKernel as refused:
+        raise MachineError("the kernel has no IPVS") from refused
+    with _closing(_link("kp-probe", "dummy")):
+        return "IPVS answers on netlink, dummy devices can be made"
+
+
+def _userspace(family: Family) -> str:
+    tool = "iptables" if family is Family.IPV4 else "ip6tables"
+    rule = ["PREROUTING", "-p", "tcp", "--dport", "1", "-j", "REDIRECT", "--to-ports", "2"]
+    command.run([tool, "-w", "5", "-t", "nat", "-A", *rule])
+    command.run([tool, "-w", "5", "-t", "nat", "-D", *rule])
+    return "REDIRECT rules load"
+
+
+def _fastpath(family: Family) -> str:
+    _tun()
+    version = f"-{int(family)}"
+    rule = ["pref", "20", "fwmark", "0x10000/0x10000", "lookup", "102"]
+    command.run(["ip", version, "rule", "add", *rule])
+    command.run(["ip", version, "rule", "del", *rule])
+    word = "ip" if family is Family.IPV4 else "ip6"
+    chain = (
+        f"table {word} kproxy-probe {{ chain c {{ type route hook output priority -150;\n"
+        "  ct direction reply ct mark and 0x10000 != 0 meta mark set mark or 0x10000\n }\n}\n"
+    )
+    command.run(["nft", "-f", "-"], stdin=chain.encode())
+    command.run(["nft", "delete", "table", word, "kproxy-probe"])
+    return "TUN device, policy routing and connection marks work"
+
+
+_ANY_IPVS = (
+    f"{_module('ip_vs', 'CONFIG_IP_VS')}, or user-mode Linux: apt-get install user-mode-linux"
+)
+
+#: Mode (and variant), its probe, and the remedy where the probe itself names none.
+_MODE_PROBES: tuple[tuple[str, Callable[[Family], str], str], ...] = (
+    ("iptables-legacy", _iptables("legacy"), _module("iptable_nat", "CONFIG_IP_NF_NAT")),
+    ("iptables-nft", _iptables("nft"), _module("nft_compat", "CONFIG_NFT_COMPAT")),
+    ("nftables", _nftables, _module("nf_tables", "CONFIG_NF_TABLES")),
+    ("ipvs", _ipvs, _ANY_IPVS),
+    ("userspace", _userspace, _module("xt_REDIRECT", "CONFIG_NETFILTER_XT_TARGET_REDIRECT")),
+    ("fastpath", _fastpath, _module("tun", "CONFIG_TUN")),
+)
+
+
+# -- features -------------------------------------------------------------------------------------
+
+
+class _Link:
+    """A device of the scratch namespace."""
+
+    def __init__(self, name: str, kind: str, **options: Any) -> None:
+        self.name, self._route = name, open_route()
+        try:
+            with explained(f"make a {kind} device"):
+                self._route.link("add", ifname=name, kind=kind, **options)
+        except BaseException:
+            self._route.close()
+            raise
+
+    def index(self) -> int:
+        return int(self._route.link_lookup(ifname=self.name)[0])
+
+    def close(self) -> None:
+        self._route.link("del", index=self.index())
+        self._route.close()
+
+
+_link = _Link
+
+
+@contextmanager
+def _closing(thing: Any) -> Iterator[Any]:
+    try:
+        yield thing
+    finally:
+        thing.close()
+
+
+def _veth() -> str:
+    with _closing(_link("kp-probe0", "veth", peer={"ifname": "kp-probe1"})):
+        return "a pair can be made"
+
+
+def _device(kind: str) -> Probe:
+    def probe() -> str:
+        with _closing(_link("kp-probe", kind)):
+            return "can be made"
+
+    return probe
+
+
+def _tun() -> str:
+    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_MULTI_QUEUE
+        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", b"kp-probe", flags))
+    finally:
+        os.close(descriptor)
+    return "with offloads and several queues"
+
+
+def _queue(kind: str, **options: Any) -> Probe:
+    def probe() -> str:
+        link = _link("kp-probe0", "veth", peer={"ifname": "kp-probe1"})
+        with _closing(link), open_route() as route:
+            try:
+                with explained(f"add a {kind} queue"):
+                    route.tc("add", kind, link.index(), **options)
+            except KernelError as refused:
+                raise MachineError(refused.what) from refused
+        return "can be added"
+
+    return probe
+
+
+def _conntrack() -> str:
+    limit = sysctl.read("net/netfilter/nf_conntrack_max")
+    if limit is None:
+        raise MachineError("the kernel tracks no connections")
+    return f"up to {limit} connections"
+
+
+def _ipset() -> str:
+    with _closing(IPSet()) as sets:
+        sets.create("kp-probe", stype="hash:ip,port")
+        sets.destroy("kp-probe")
+    return "sets can be made"
+
+
+def _sctp() -> str:
+    socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+    return "sockets open"
+
+
+def _capture() -> str:
+    socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)).close()
+    return "packet sockets open"
+
+
+def _descriptors() -> str:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < ENOUGH_DESCRIPTORS:
+        raise MachineError(f"only {hard} open files are allowed")
+    return f"{soft} open files, up to {hard}"
+
+
+def _tool(name: str) -> Probe:
+    def probe() -> str:
+        return command.require(name)
+
+    return probe
+
+
+_CONNTRACK = _module("nf_conntrack", "CONFIG_NF_CONNTRACK")
+_NETEM = _module("sch_netem", "CONFIG_NET_SCH_NETEM")
+_TBF = _module("sch_tbf", "CONFIG_NET_SCH_TBF")
+_SCTP = f"{_module('sctp', 'CONFIG_IP_SCTP')} (scenarios send crafted SCTP packets without it)"
+
+#: Feature, what needs it, probe, remedy.
+_FEATURE_PROBES: tuple[tuple[str, str, Probe, str], ...] = (
+    ("veth", "lab, scenario", _veth, _module("veth", "CONFIG_VETH")),
+    ("bridge", "lab, scenario", _device("bridge"), _module("bridge", "CONFIG_BRIDGE")),
+    ("dummy device", "ipvs", _device("dummy"), _module("dummy", "CONFIG_DUMMY")),
+    ("tun", "fastpath", _tun, _module("tun", "CONFIG_TUN")),
+    ("connection tracking", "all modes", _conntrack, _CONNTRACK),
+    ("ipset", "ipvs", _ipset, _module("ip_set", "CONFIG_IP_SET")),
+    ("netem", "links with delay or loss", _queue("netem", delay=1000), _NETEM),
+    ("tbf", "links with a rate", _queue("tbf", rate="1mbit", burst=65536, latency="50ms"), _TBF),
+    ("SCTP", "SCTP between real sockets", _sctp, _SCTP),
+    ("packet capture", "lab capture", _capture, "run as root (CAP_NET_RAW)"),
+    ("open files", "labs with many pods", _descriptors, f"ulimit -n {ENOUGH_DESCRIPTORS}"),
+    ("iptables tool", "iptables, ipvs, userspace", _tool("iptables-restore"), ""),
+    ("ip6tables tool", "the same for IPv6", _tool("ip6tables-restore"), ""),
+    ("nft tool", "nftables, fastpath", _tool("nft"), ""),
+    ("ip tool", "reading along", _tool("ip"), ""),
+    ("conntrack tool", "reading along", _tool("conntrack"), ""),
+    ("user-mode Linux", "ipvs where the kernel has none", _tool("linux.uml"), ""),
+)  # fmt: skip
+
+
+# -- when nothing can be tried --------------------------------------------------------------------
+
+
+def _without_root(lacking: tuple[str, ...]) -> Report:
+    root = Finding(
+        "root",
+        False,
+        f"{', '.join(lacking)} missing",
+        "sudo kproxy doctor",
+        "everything but render",
+    )
+    return _untried(root)
+
+
+def _without_namespace(refused: KproxyError) -> Report:
+    option = "a kernel with CONFIG_NET_NS, or a container with more rights"
+    return _untried(
+        Finding("network namespaces", False, refused.what, refused.hint or option, "lab, scenario")
+    )
+
+
+def _untried(obstacle: Finding) -> Report:
+    """What needs neither rights nor a namespace is still looked at."""
+    why = f"not tried: {obstacle.why}"
+    modes = tuple(
+        ModeFinding(
+            name, int(family), False, registry.built(name.partition("-")[0]), why, obstacle.remedy
+        )
+        for name, _, _ in _MODE_PROBES
+        for family in Family
+    )
+    harmless = ("SCTP", "open files", "user-mode Linux")
+    features = tuple(
+        _answer(name, probe, remedy, needed_for)
+        if name in harmless or name.endswith(" tool")
+        else Finding(name, False, why, obstacle.remedy, needed_for)
+        for name, needed_for, probe, remedy in _FEATURE_PROBES
+    )
+    return Report(modes, (obstacle, *features))

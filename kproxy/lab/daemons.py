@@ -1,0 +1,333 @@
+"""Processes of a lab: one kproxy in every node's namespace, one responder for all pods.
+
+A process is started in three steps, so that none is ever lost: it is forked, its pid and start time
+go into the undo log, then it is told to go on. If we die in between, it sees the pipe close and
+ends. It has a session of its own: Ctrl-C on ``lab up`` reaches the one who can clean up, only.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import NoReturn, Self
+
+from kproxy import status
+from kproxy.errors import CheckFailed, KproxyError, LabError
+from kproxy.kernel import netns
+from kproxy.lab import state
+from kproxy.lab.network import namespace_name
+from kproxy.lab.state import LabState, Process, UndoLog
+from kproxy.lab.wiring import CLUSTER_CIDRS
+
+#: Seconds for a daemon to have the manifests in force; a first sync takes a fraction of one.
+SYNC_TIMEOUT = 30.0
+
+#: Seconds that a process has between SIGTERM and SIGKILL.
+STOP_TIMEOUT = 3.0
+
+ROLE_PROXY, ROLE_PODS = "kproxy", "pods"
+
+
+def proxy_log(lab: str, node: str) -> Path:
+    return state.host_dir(lab, node) / "kproxy.log"
+
+
+def proxy_state_dir(lab: str, node: str) -> Path:
+    """Where a node's daemon keeps its status.json."""
+    return state.host_dir(lab, node) / "state"
+
+
+def node_environment(lab: str, node: str) -> dict[str, str]:
+    """What programs in a node's namespace need: iptables' lock file is one for all namespaces of a
+    machine, so each node gets its own."""
+    return {
+        "KPROXY_LAB": lab,
+        "XTABLES_LOCKFILE": str(state.host_dir(lab, node) / "xtables.lock"),
+    }
+
+
+def start_proxies(lab: LabState, nodes: Iterable[str]) -> tuple[Process, ...]:
+    """Start kproxy on these nodes, all at once; :func:`await_in_force` waits for their syncs."""
+    return tuple(_start_proxy(lab, node) for node in nodes)
+
+
+def _start_proxy(lab: LabState, node: str) -> Process:
+    ranges = ",".join(CLUSTER_CIDRS[family] for family in lab.topology.families)
+    argv = [sys.executable, "-m", "kproxy", "run"]
+    argv += ["-f", str(state.manifests_dir(lab.name))]
+    argv += ["--hostname-override", node]
+    argv += ["--state-dir", str(proxy_state_dir(lab.name, node))]
+    argv += ["--proxy-mode", lab.mode]
+    argv += ["--cluster-cidr", ranges]
+    if lab.variant:
+        argv += ["--iptables-variant", lab.variant]
+    state.host_dir(lab.name, node).mkdir(parents=True, exist_ok=True, mode=0o700)
+    return _start(
+        lab.name,
+        ROLE_PROXY,
+        argv,
+        proxy_log(lab.name, node),
+        host=node,
+        environment={
+            **node_environment(lab.name, node),
+            "NOTIFY_SOCKET": str(_notify_path(lab.name)),
+        },
+    )
+
+
+def start_responder(lab: str) -> Process:
+    """Start the process that answers for all pods of a lab.
+
+    Its control socket is bound here and inherited, so that a question put to it right away waits
+    for the answer instead of being refused.
+    """
+    path = control_path(lab)
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind(str(path))
+        path.chmod(0o600)
+        listening.listen(16)
+        argv = [sys.executable, "-m", "kproxy.lab.pods", lab, str(listening.fileno())]
+        return _start(
+            lab, ROLE_PODS, argv, state.lab_dir(lab) / "pods.log", inherit=(listening.fileno(),)
+        )
+
+
+def control_path(lab: str) -> Path:
+    """Unix socket of the responder: see :mod:`kproxy.lab.pods`."""
+    return state.lab_dir(lab) / "pods.sock"
+
+
+def _notify_path(lab: str) -> Path:
+    """Where all daemons of a lab say that their status has changed; bound by whoever waits."""
+    return state.lab_dir(lab) / "notify.sock"
+
+
+# --- starting ---------------------------------------------------------------------------------
+
+
+def _start(
+    lab: str,
+    role: str,
+    argv: Sequence[str],
+    log: Path,
+    *,
+    host: str = "",
+    environment: Mapping[str, str] | None = None,
+    inherit: Iterable[int] = (),
+) -> Process:
+    environment = {**os.environ, **(environment or {})}
+    go, tell = os.pipe()
+    with ExitStack() as opened:
+        opened.callback(os.close, tell)
+        with ExitStack() as childs:
+            childs.callback(os.close, go)
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            childs.callback(os.close, output)
+            namespace = netns.open_fd(namespace_name(lab, host)) if host else None
+            if namespace is not None:
+                childs.callback(os.close, namespace)
+            pid = os.fork()
+            if pid == 0:
+                os.close(tell)
+                _become(argv, environment, output, go, namespace, inherit)
+        started = state.start_time(pid)
+        if started is None:
+            raise LabError(f"the {role} process of {host or lab} ended at once", where=str(log))
+        process = Process(pid, started, role, host)
+        UndoLog(lab).process(process)
+        os.write(tell, b"!")
+    return process
+
+
+def _become(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    output: int,
+    go: int,
+    namespace: int | None,
+    inherit: Iterable[int],
+) -> NoReturn:
+    """The child's part, between fork and exec."""
+    try:
+        os.setsid()
+        if os.read(go, 1) != b"!":
+            os._exit(1)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (output, 1), (output, 2)):
+            os.dup2(source, target)
+        if namespace is not None:
+            netns.enter(namespace)
+        # What our caller left open (a pipe, a lock) must not stay open as long as a daemon runs.
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if fd > 2:
+                with suppress(OSError):  # the descriptor that listed them is gone already
+                    os.set_inheritable(fd, fd in inherit)
+        os.chdir("/")
+        os.execve(argv[0], list(argv), environment)
+    except (OSError, KproxyError) as error:
+        os.write(output, f"cannot start {argv}: {error}\n".encode())
+    finally:
+        # Nothing of the parent's stack may run in the child.
+        os._exit(127)
+
+
+# --- watching ---------------------------------------------------------------------------------
+
+
+def alive(lab: str, role: str) -> dict[str, Process]:
+    """Running processes of one role by host, according to the undo log."""
+    return {p.host: p for p in UndoLog(lab).read().processes if p.role == role and p.alive()}
+
+
+class Watch:
+    """Hears all daemons of a lab. Open it *before* the change whose effect is awaited."""
+
+    def __init__(self, lab: LabState) -> None:
+        self._lab = lab
+        path = _notify_path(lab.name)
+        # Left behind by one who was killed; whoever holds the lab's lock is the only listener.
+        path.unlink(missing_ok=True)
+        self._notices = status.Notifications(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._notices.close()
+
+    def until_in_force(self, files: Iterable[Path], timeout: float = SYNC_TIMEOUT) -> None:
+        """Return when every node has the files, as they are on disk, in its kernel.
+
+        LabError when a daemon has ended, CheckFailed when one needs longer than ``timeout``; both
+        name the log.
+        """
+        files = tuple(files)
+        running = alive(self._lab.name, ROLE_PROXY)
+        deadline = time.monotonic() + timeout
+        waiting = list(self._lab.nodes)
+        with ExitStack() as opened:
+            poll = select.poll()
+            poll.register(self._notices, select.POLLIN)
+            node_of: dict[int, str] = {}
+            for node in waiting:
+                fd = _pidfd(running.get(node))
+                if fd is None:
+                    raise _ended(self._lab.name, node)
+                opened.callback(os.close, fd)
+                node_of[fd] = node
+                poll.register(fd, select.POLLIN)
+            while True:
+                waiting = [node for node in waiting if not self._in_force(running[node], files)]
+                if not waiting:
+                    return
+                left = deadline - time.monotonic()
+                events = poll.poll(left * 1000) if left > 0 else []
+                if not events:
+                    raise _late(self._lab.name, waiting[0], timeout)
+                for fd, _ in events:
+                    if fd in node_of:
+                        raise _ended(self._lab.name, node_of[fd])
+                while self._notices.receive() is not None:
+                    pass
+
+    def _in_force(self, process: Process, files: tuple[Path, ...]) -> bool:
+        directory = proxy_state_dir(self._lab.name, process.host)
+        found = status.read(directory)
+        # A status that an earlier daemon of this node left says nothing about this one.
+        return found is not None and found.pid == process.pid and status.in_force(directory, files)
+
+
+def _pidfd(process: Process | None) -> int | None:
+    """A descriptor that becomes readable when the process ends; None when it has."""
+    if process is None:
+        return None
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return None
+    # Checked after opening: from here on the descriptor can mean no other process.
+    if process.alive():
+        return fd
+    os.close(fd)
+    return None
+
+
+def _last_words(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").strip().splitlines()
+    except FileNotFoundError:
+        return "it wrote nothing"
+    return lines[-1] if lines else "it wrote nothing"
+
+
+def _ended(lab: str, node: str) -> LabError:
+    log = proxy_log(lab, node)
+    return LabError(
+        f"kproxy on {node} has ended: {_last_words(log)}", where=str(log), hint="read its log"
+    )
+
+
+def _late(lab: str, node: str, timeout: float) -> CheckFailed:
+    log = proxy_log(lab, node)
+    found = status.read(proxy_state_dir(lab, node))
+    why = found.last_error if found and found.last_error else _last_words(log)
+    return CheckFailed(
+        f"kproxy on {node} is not in sync after {timeout:g} s: {why}",
+        where=str(log),
+        hint="read its log",
+    )
+
+
+# --- stopping ---------------------------------------------------------------------------------
+
+
+def stop(lab: str, processes: Iterable[Process]) -> None:
+    """End processes: SIGTERM to all, SIGKILL to who is late. Never a recycled pid."""
+    log = UndoLog(lab)
+    fds: dict[int, Process] = {}
+    try:
+        for process in processes:
+            fd = _pidfd(process)
+            if fd is None:
+                log.process_gone(process)
+            else:
+                fds[fd] = process
+                signal.pidfd_send_signal(fd, signal.SIGTERM)
+        for number, timeout in ((None, STOP_TIMEOUT), (signal.SIGKILL, STOP_TIMEOUT)):
+            if number is not None:
+                for fd in fds:
+                    with suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(fd, number)
+            for fd in _ended_within(fds, timeout):
+                process = fds.pop(fd)
+                os.close(fd)
+                log.process_gone(process)
+                with suppress(ChildProcessError):  # not our child: init takes its status
+                    os.waitpid(process.pid, os.WNOHANG)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _ended_within(fds: Iterable[int], timeout: float) -> list[int]:
+    """Those of the pid descriptors whose process ends within ``timeout`` seconds."""
+    poll = select.poll()
+    left = set(fds)
+    for fd in left:
+        poll.register(fd, select.POLLIN)
+    ended: list[int] = []
+    deadline = time.monotonic() + timeout
+    while left and (remaining := deadline - time.monotonic()) > 0:
+        for fd, _ in poll.poll(remaining * 1000):
+            poll.unregister(fd)
+            left.discard(fd)
+            ended.append(fd)
+    return ended

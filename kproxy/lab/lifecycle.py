@@ -1,0 +1,307 @@
+"""Takes labs up and down, and changes them while they run.
+
+Everything that is made is in the undo log before it is made, so a crash or Ctrl-C at any point
+leaves a lab that :func:`down` (and the next :func:`up`) cleans. For the controllers:
+
+* :func:`change` builds what the new pods need and takes away what they no longer need;
+* :func:`publish` writes what the nodes' proxies read and waits until it is in force;
+* :func:`kproxy.lab.wiring.place` (pure) makes pods agree with workloads.
+
+Whoever calls :func:`change` or :func:`publish` holds ``state.lock(lab)``.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from kproxy.backends.registry import Choice
+from kproxy.core.objects import Value
+from kproxy.errors import LabError, UsageError
+from kproxy.kernel import capabilities, netns
+from kproxy.lab import daemons, edits, pods, state, wiring
+from kproxy.lab.apply import Builder
+from kproxy.lab.controllers import fill
+from kproxy.lab.edits import Edit
+from kproxy.lab.manifests import Raw
+from kproxy.lab.names import hosts_file
+from kproxy.lab.network import End, Host, Link, Network
+from kproxy.lab.plan import plan
+from kproxy.lab.state import LabState, UndoLog
+from kproxy.lab.topology import Topology
+from kproxy.lab.topology_file import NAME
+
+#: The one file in the manifests folder: replaced as a whole, so no proxy sees half a change.
+CLUSTER_FILE = "cluster.json"
+
+#: Lab names become part of namespace names and of unix socket paths (107 bytes at most).
+MAX_LAB_NAME = 24
+
+Say = Callable[[str], None]
+
+
+def _silent(line: str) -> None:
+    """For callers who want to hear nothing."""
+
+
+class Made(Value, frozen=True):
+    """What :func:`up` did. ``edit`` tells of the objects that it took with it, and of those that it
+    refused; None when the lab was up already, as asked for.
+    """
+
+    lab: LabState
+    edit: Edit | None
+
+
+def up(
+    name: str,
+    topology: Topology,
+    choice: Choice,
+    raws: Iterable[Raw] = (),
+    *,
+    say: Say = _silent,
+    step: Say = _silent,
+) -> Made:
+    """Bring a lab up: network, pods, a kproxy on every node, all in sync when it returns.
+
+    ``choice`` is resolved (no ``auto``). ``say`` hears what a user should know, ``step`` what is
+    going on right now. A half-made lab of that name is cleaned first. The very
+    same lab that is up already is left alone, but for processes that have died, which are started
+    again, and ``raws`` are not looked at; a different one under that name is a LabError.
+    """
+    _check_name(name)
+    edit = _wanted(name, topology, choice, raws)
+    wanted = wiring.place(edit.state)
+    wanted = msgspec.structs.replace(wanted, network=_network_of(wanted))
+    with state.lock(name):
+        there = state.find(name)
+        if there is not None:
+            return Made(_again(there, wanted, say), None)
+        if UndoLog(name).exists():
+            say(f"lab {name} was left half made: cleaning it first")
+            _take_down(name)
+        _check_machine(wanted)
+        try:
+            UndoLog(name).begin()
+            _try_shapes(wanted)
+            _build(wanted, step)
+        except BaseException:
+            with _undisturbed():
+                _take_down(name)
+            raise
+        return Made(wanted, edit)
+
+
+def down(name: str) -> bool:
+    """Take a lab down, whole or half made; False when there is none. Allocations are kept."""
+    with state.lock(name), _undisturbed():
+        if name not in state.list_labs():
+            return False
+        _take_down(name)
+        return True
+
+
+def change(old: LabState, new: LabState) -> LabState:
+    """From ``old``, which is up, to ``new``: its pods exist and answer when this returns.
+
+    Pods that are not in ``new`` stop answering first. ``new.network`` is worked out here; the
+    result, with it, is saved. What the proxies read is left as it is: see :func:`publish`.
+    """
+    new = msgspec.structs.replace(new, network=_network_of(new))
+    steps = plan(old.network, new.network)
+    staying = [pod for pod in old.pods if pod in new.pods]
+    with _undisturbed():
+        if steps:
+            if len(staying) < len(old.pods):
+                # Sockets in a namespace keep it, and its links, alive.
+                pods.tell(new.name, staying)
+            with _builder(new.name) as builder:
+                builder.apply(steps)
+        if old.pods != new.pods:
+            pods.tell(new.name, new.pods)
+        state.save(new)
+    return new
+
+
+def objects_of(lab: str) -> list[dict[str, Any]]:
+    """The objects that the nodes' proxies were last given, filled in."""
+    found: list[dict[str, Any]] = msgspec.json.decode(cluster_file(lab).read_bytes())["items"]
+    return found
+
+
+def publish(lab: LabState) -> None:
+    """Write what the nodes' proxies read, and return when it is in force on every node."""
+    with daemons.Watch(lab) as watch:
+        path = _write_cluster(lab)
+        watch.until_in_force([path])
+
+
+# --- up ---------------------------------------------------------------------------------------
+
+
+def _wanted(name: str, topology: Topology, choice: Choice, raws: Iterable[Raw]) -> Edit:
+    """The lab as asked for, objects taken in, pods not yet placed."""
+    bare = LabState(
+        name=name,
+        topology=topology,
+        mode=choice.mode,
+        variant=choice.variant,
+        network=Network(name),
+        workloads=topology.workloads,
+    )
+    own = [Raw(obj, f"topology {topology.name}") for obj in topology.objects]
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return edits.take(bare, [*own, *raws], state.load_allocations(name), now=now)
+
+
+def _network_of(lab: LabState) -> Network:
+    return wiring.network(lab.name, lab.topology, lab.workloads, lab.pods)
+
+
+def _build(lab: LabState, step: Say) -> None:
+    step(f"building {len(lab.network.hosts)} namespaces")
+    with _builder(lab.name) as builder:
+        builder.apply(plan(None, lab.network))
+    step(f"starting kproxy on {len(lab.nodes)} nodes")
+    with daemons.Watch(lab) as watch:
+        path = _write_cluster(lab)
+        daemons.start_proxies(lab, lab.nodes)
+        daemons.start_responder(lab.name)
+        pods.tell(lab.name, lab.pods)
+        step("waiting until every node is in sync")
+        watch.until_in_force([path])
+    state.save(lab)
+
+
+def _again(there: LabState, wanted: LabState, say: Say) -> LabState:
+    """The lab is up already: leave it alone if it is what is wanted, mend its processes."""
+    asked_for = ("topology", "mode", "variant")
+    differ = [key for key in asked_for if getattr(there, key) != getattr(wanted, key)]
+    if differ:
+        raise LabError(
+            f"lab {there.name} is up with another {' and '.join(differ)}",
+            hint=f"first: kproxy lab down --name {there.name}; or give this one another --name",
+        )
+    with daemons.Watch(there) as watch:
+        running = daemons.alive(there.name, daemons.ROLE_PROXY)
+        dead = [node for node in there.nodes if node not in running]
+        if dead:
+            say(f"kproxy had ended on {', '.join(dead)}: starting it again")
+            daemons.start_proxies(there, dead)
+        if not daemons.alive(there.name, daemons.ROLE_PODS):
+            say("the process that answers for the pods had ended: starting it again")
+            daemons.start_responder(there.name)
+            pods.tell(there.name, there.pods)
+        watch.until_in_force([cluster_file(there.name)])
+    return there
+
+
+def _write_cluster(lab: LabState) -> Path:
+    done = fill(lab, state.load_allocations(lab.name))
+    # First the promise, then its use: a crash in between wastes nothing but a number.
+    state.save_allocations(lab.name, done.allocations)
+    text = msgspec.json.encode({"apiVersion": "v1", "kind": "List", "items": done.objects})
+    path, draft = cluster_file(lab.name), state.lab_dir(lab.name) / f".{CLUSTER_FILE}"
+    state.write_atomically(path, msgspec.json.format(text, indent=1), draft=draft)
+    names = hosts_file(lab, done.of("Service"))
+    state.write_atomically(state.hosts_path(lab.name), names.encode())
+    return path
+
+
+def cluster_file(lab: str) -> Path:
+    """The file that every node's proxy reads."""
+    return state.manifests_dir(lab) / CLUSTER_FILE
+
+
+def _check_name(name: str) -> None:
+    if NAME.fullmatch(name) is None or len(name) > MAX_LAB_NAME:
+        raise UsageError(
+            f"{name!r} is no name for a lab",
+            where="--name",
+            hint=f"lower case letters, digits and inner dashes, at most {MAX_LAB_NAME}",
+        )
+
+
+def _check_machine(lab: LabState) -> None:
+    """MachineError or LabError before anything is built, if it cannot be built here."""
+    capabilities.require("a lab", "CAP_SYS_ADMIN", "CAP_NET_ADMIN")
+    for host in lab.network.hosts:
+        name = lab.network.namespace(host.name)
+        if netns.exists(name):
+            raise LabError(
+                f"namespace {name} exists and is not of this lab",
+                hint=f"remove it if it is yours: ip netns del {name}; or use another --name",
+            )
+
+
+def _try_shapes(lab: LabState) -> None:
+    """Make and remove a link of each kind of packet scheduler that the lab asks for.
+
+    MachineError, naming the link, for what this kernel lacks.
+    """
+    kinds = {
+        (bool(link.shape.rate), bool(link.shape.delay or link.shape.loss)): link
+        for link in lab.network.links
+        if link.shape
+    }
+    with _builder(lab.name) as builder:
+        for link in kinds.values():
+            bare = Link(
+                End(link.a.host, link.a.interface),
+                End(link.b.host, link.b.interface),
+                shape=link.shape,
+            )
+            trial = Network(lab.name, (Host(bare.a.host), Host(bare.b.host)), (bare,))
+            builder.apply(plan(None, trial))
+            builder.apply(plan(trial, Network(lab.name)))
+
+
+def _builder(lab: str) -> Builder:
+    log = UndoLog(lab)
+    return Builder(lab, on_namespace=log.namespace, on_removed=log.namespace_gone)
+
+
+# --- down -------------------------------------------------------------------------------------
+
+
+def _take_down(name: str) -> None:
+    """Undo by record: proxies and responder first, so that no socket keeps a namespace alive."""
+    log = UndoLog(name)
+    there = log.read()
+    daemons.stop(name, there.processes)
+    for namespace in reversed(there.namespaces):
+        netns.remove(namespace)
+        log.namespace_gone(namespace)
+    state.forget(name)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block is done: half a change helps nobody.
+
+    Only the main thread gets signals; elsewhere the block just runs.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)

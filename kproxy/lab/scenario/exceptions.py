@@ -1,0 +1,108 @@
+"""What a mode does differently on purpose: the rows of ``netns-lab/exceptions.yaml``. Pure but for
+reading that file.
+
+A row replaces a part of the expectation of every flow that it fits, in its mode only. The report
+names the row beside the flow; a row that no flow of a whole-suite run met fails the run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from kproxy.core.objects import Protocol
+from kproxy.errors import ScenarioError
+from kproxy.lab.scenario.schema import MODES, Expect, Flow, SenderKind, Strict, Verdict
+
+#: More than that would be another definition of the mode, not exceptions from one.
+MOST_ROWS = 10
+
+
+class Condition(Strict, frozen=True):
+    """All that is given must fit. ``endpoints`` true: the flow expects endpoints; ``masquerade``:
+    what it expects of the source, for at least one of its endpoints."""
+
+    endpoints: bool | None = None
+    verdict: Verdict | None = None
+    masquerade: bool | None = None
+    proto: Protocol | None = None
+    from_kind: SenderKind | None = None
+
+
+class Row(Strict, frozen=True, kw_only=True):
+    """One exception. ``outcome`` replaces the keys of ``expect`` that it names."""
+
+    id: str
+    mode: str
+    when: Condition
+    outcome: dict[str, object]
+    reason: str
+
+
+def default_path() -> Path:
+    """The table that comes with the project."""
+    return Path(__file__).parents[3] / "netns-lab" / "exceptions.yaml"
+
+
+def load(path: Path) -> tuple[Row, ...]:
+    """The rows of a file; ScenarioError names what is wrong with it."""
+    try:
+        rows = msgspec.convert(yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader), list[Row])
+    except (OSError, yaml.YAMLError, msgspec.ValidationError) as wrong:
+        raise ScenarioError(str(wrong), where=str(path), hint="mend the table") from wrong
+    for mode, count in Counter(row.mode for row in rows).items():
+        if mode not in MODES:
+            raise ScenarioError(f"unknown mode {mode!r}", where=str(path), hint=", ".join(MODES))
+        if count > MOST_ROWS:
+            raise ScenarioError(
+                f"{count} rows for {mode}, at most {MOST_ROWS} are allowed",
+                where=str(path),
+                hint="mend the mode instead",
+            )
+    return tuple(rows)
+
+
+def find(rows: Iterable[Row], mode: str, flow: Flow) -> Row | None:
+    """The first row that fits the flow in a mode."""
+    return next((row for row in rows if row.mode == mode and fits(row.when, flow)), None)
+
+
+def fits(when: Condition, flow: Flow) -> bool:
+    """Whether a flow meets a condition; checks of held flows never do."""
+    expect = flow.expect
+    if expect is None or flow.check:
+        return False
+    by_endpoint = (expect.masquerade_by_endpoint or {}).values()
+    facts = (
+        (when.endpoints, (expect.endpoints is not None,)),
+        (when.verdict, (expect.verdict,)),
+        (when.masquerade, (expect.masquerade, *by_endpoint)),
+        (when.proto, (flow.proto,)),
+        (when.from_kind, (flow.from_kind,)),
+    )
+    return all(wanted is None or wanted in facts_ for wanted, facts_ in facts)
+
+
+def changed(row: Row, flow: Flow) -> Flow:
+    """The flow with the row's outcome in place of what it expected."""
+    assert flow.expect is not None
+    expect = flow.expect
+    if "masquerade" in row.outcome:
+        expect = msgspec.structs.replace(expect, masquerade_by_endpoint=None)
+    if "verdict" in row.outcome:
+        expect = msgspec.structs.replace(
+            expect, endpoints=None, masquerade=None, masquerade_by_endpoint=None
+        )
+    given = msgspec.convert(row.outcome, Expect)
+    values = {key: getattr(given, key) for key in row.outcome}
+    return msgspec.structs.replace(flow, expect=msgspec.structs.replace(expect, **values))
+
+
+def unused(rows: Sequence[Row], modes: Iterable[str], met: Iterable[str]) -> tuple[Row, ...]:
+    """Rows of the modes that ran which no flow met."""
+    ran, hit = set(modes), set(met)
+    return tuple(row for row in rows if row.mode in ran and row.id not in hit)

@@ -1,0 +1,90 @@
+"""Private directories of running scenarios, and the sweep after runs that were killed.
+
+Each run holds a directory below /run/kproxy/scenario with a lock on it, and writes the name of every
+namespace there before it makes it. A directory whose lock is free belongs to nobody: the next run
+removes the namespaces that it names, and then the directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from typing import Self
+
+from kproxy.kernel import netns
+
+ROOT = Path("/run/kproxy/scenario")
+_LOCK, _NAMESPACES = "lock", "namespaces"
+
+
+class Workspace:
+    """One run's directory; ``path / number`` are the scenarios' own."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sweep(root)
+        self.path = root / str(os.getpid())
+        self.path.mkdir(mode=0o700)
+        self._lock = _lock(self.path)
+        self._names: list[str] = []
+        self._serial = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def next(self) -> tuple[str, Path]:
+        """A lab name that is free, and a new directory for it."""
+        self._serial += 1
+        home = self.path / str(self._serial)
+        home.mkdir(mode=0o700)
+        return f"scn{os.getpid()}-{self._serial}", home
+
+    def record(self, namespace: str) -> None:
+        """Write a namespace down; call it before the namespace is made."""
+        self._names.append(namespace)
+        with open(self.path / _NAMESPACES, "a") as file:
+            file.write(f"{namespace}\n")
+
+    def remove_namespaces(self) -> None:
+        """Remove all that was recorded."""
+        for name in self._names:
+            netns.remove(name)
+        self._names.clear()
+        (self.path / _NAMESPACES).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self.remove_namespaces()
+        shutil.rmtree(self.path)
+        os.close(self._lock)
+
+
+def _lock(path: Path) -> int:
+    """Lock a directory; OSError (BlockingIOError) when somebody else holds it."""
+    fd = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def sweep(root: Path = ROOT) -> None:
+    """Clear up after runs that ended without doing so themselves."""
+    for path in root.iterdir():
+        try:
+            lock = _lock(path)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # in use, or gone meanwhile
+        try:
+            names = path / _NAMESPACES
+            for name in names.read_text().split() if names.exists() else ():
+                netns.remove(name)
+            shutil.rmtree(path)
+        finally:
+            os.close(lock)

@@ -1,0 +1,178 @@
+"""What labs look like right now: daemons' status, processes, and the kernel's own view of links."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from kproxy import status
+from kproxy.core.objects import Value
+from kproxy.errors import LabError
+from kproxy.kernel import netns
+from kproxy.kernel.netlink import explained, open_route
+from kproxy.lab import daemons, state, wiring
+from kproxy.lab.lifecycle import cluster_file
+from kproxy.lab.network import namespace_name
+from kproxy.lab.state import LabState, Process
+
+#: linux/rtnetlink.h: route types worth a word; unicast needs none.
+_ROUTE_KINDS = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
+_MAIN_TABLE = 254
+
+
+class InterfaceFacts(Value, frozen=True):
+    """``addresses`` with prefix length; ``up`` means carrier as well."""
+
+    name: str
+    mtu: int
+    up: bool
+    addresses: tuple[str, ...] = ()
+
+
+class HostFacts(Value, frozen=True):
+    """A node, client or pod. ``state`` is one word, ``detail`` what it stands for.
+
+    Nodes: ``synced``, ``syncing``, ``failing``, ``down``; pods: ``ready``, ``not-ready``, ``down``
+    (nothing answers for them); clients: ``up``. ``seconds`` is the age of a node's daemon.
+    """
+
+    name: str
+    kind: str
+    state: str
+    node: str = ""
+    mode: str = ""
+    seconds: float | None = None
+    addresses: tuple[str, ...] = ()
+    detail: str = ""
+    interfaces: tuple[InterfaceFacts, ...] = ()
+    routes: tuple[str, ...] = ()
+
+
+class LabFacts(Value, frozen=True):
+    """One lab. ``topology`` is "" and ``hosts`` empty when it is half made or half gone."""
+
+    name: str
+    topology: str = ""
+    mode: str = ""
+    hosts: tuple[HostFacts, ...] = ()
+
+
+def survey(names: Iterable[str], *, wide: bool = False) -> tuple[LabFacts, ...]:
+    """Look at labs. ``wide`` also asks the kernel for interfaces and routes."""
+    return tuple(_survey(name, wide) for name in names)
+
+
+def _survey(name: str, wide: bool) -> LabFacts:
+    lab = state.find(name)
+    if lab is None:
+        return LabFacts(name)
+    proxies = daemons.alive(name, daemons.ROLE_PROXY)
+    answered = bool(daemons.alive(name, daemons.ROLE_PODS))
+    hosts = [_node(lab, node, proxies.get(node)) for node in lab.nodes]
+    hosts += [
+        HostFacts(c.name, "client", "up", addresses=wiring.client_addresses(lab.topology, c.name))
+        for c in lab.topology.clients
+    ]
+    hosts += [
+        HostFacts(
+            pod.name,
+            "pod",
+            ("ready" if pod.ready else "not-ready") if answered else "down",
+            node=pod.node,
+            addresses=pod.addresses,
+            detail="" if answered else f"mend: kproxy lab up --name {name}",
+        )
+        for pod in lab.pods
+    ]
+    if wide:
+        hosts = [_with_links(name, host) for host in hosts]
+    mode = f"{lab.mode}-{lab.variant}" if lab.variant else lab.mode
+    return LabFacts(name, lab.topology.name, mode, tuple(hosts))
+
+
+def _node(lab: LabState, node: str, process: Process | None) -> HostFacts:
+    addresses = wiring.node_addresses(lab.topology, node)
+    log = daemons.proxy_log(lab.name, node)
+    directory = daemons.proxy_state_dir(lab.name, node)
+    said = status.read(directory)
+    if process is None:
+        words = f"see {log}; mend: kproxy lab up --name {lab.name}"
+        return HostFacts(node, "node", "down", addresses=addresses, detail=words)
+    if said is None or said.pid != process.pid:
+        return HostFacts(node, "node", "syncing", addresses=addresses)
+    if said.last_error:
+        word, detail = "failing", said.last_error
+    elif status.in_force(directory, [cluster_file(lab.name)]):
+        word, detail = "synced", ""
+    else:
+        word, detail = "syncing", ""
+    return HostFacts(
+        node,
+        "node",
+        word,
+        mode=f"{said.mode}-{said.variant}" if said.variant else said.mode,
+        seconds=max(0.0, time.time() - said.started_at),
+        addresses=addresses,
+        detail=detail or "; ".join(said.refusals),
+    )
+
+
+def _with_links(lab: str, host: HostFacts) -> HostFacts:
+    try:
+        namespace = netns.open_fd(namespace_name(lab, host.name))
+    except LabError:
+        return HostFacts(host.name, host.kind, "gone", node=host.node, detail="no namespace")
+    try:
+        route = open_route(namespace)
+    finally:
+        os.close(namespace)
+    try:
+        with explained(f"read links and routes of {host.name}"):
+            links, names = _interfaces(route)
+            routes = _routes(route, names)
+    finally:
+        route.close()
+    return msgspec.structs.replace(host, interfaces=links, routes=routes)
+
+
+def _interfaces(route: Any) -> tuple[tuple[InterfaceFacts, ...], dict[int, str]]:
+    addresses: dict[int, list[str]] = {}
+    for found in route.get_addr():
+        text = f"{found.get('address')}/{found['prefixlen']}"
+        # Link-local addresses are on every link and tell nothing, but for a pod's gateway.
+        if not text.startswith("fe80:") or text.startswith("fe80::1/"):
+            addresses.setdefault(found["index"], []).append(text)
+    facts: list[InterfaceFacts] = []
+    names: dict[int, str] = {}
+    for link in route.get_links():
+        name = names[link["index"]] = link.get("ifname")
+        up = link.get("operstate") in ("UP", "UNKNOWN")
+        facts.append(
+            InterfaceFacts(name, link.get("mtu"), up, tuple(addresses.get(link["index"], ())))
+        )
+    return tuple(facts), names
+
+
+def _routes(route: Any, names: dict[int, str]) -> tuple[str, ...]:
+    """Routes of the main table as ``ip route`` writes them, without those that every link has."""
+    lines: list[str] = []
+    for found in route.get_routes(table=_MAIN_TABLE):
+        family = found["family"]
+        destination = found.get("dst")
+        if family not in (socket.AF_INET, socket.AF_INET6) or found["proto"] == 2:  # the kernel's
+            continue
+        words = [_ROUTE_KINDS.get(found["type"], "")]
+        words.append(f"{destination}/{found['dst_len']}" if destination else "default")
+        if found.get("gateway"):
+            words.append(f"via {found.get('gateway')}")
+        if found.get("oif") and found["type"] not in _ROUTE_KINDS:
+            words.append(f"dev {names.get(found.get('oif'), '?')}")
+        if found.get("prefsrc"):
+            words.append(f"src {found.get('prefsrc')}")
+        lines.append(" ".join(word for word in words if word))
+    return tuple(lines)

@@ -1,0 +1,79 @@
+"""Manifests from a pipe, a terminal or standard input: documents as they arrive.
+
+Nothing here waits for the end of the input: a document is taken when the line that ends it is
+there (``---`` or ``...``), when it is a whole JSON value, or at the end. A later version of an
+object replaces an earlier one; nothing in a stream deletes.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import time
+from collections.abc import Callable
+
+from kproxy.sources.text import Contents, Splitter, join, read_piece
+
+_CHUNK = 1 << 16
+#: A pause this long, in ms, after something has arrived means that the writer is done for now.
+_QUIET_MS = 100
+#: A writer that never pauses is not waited for longer than this many seconds.
+_LONGEST = 30.0
+
+
+class Stream:
+    """One descriptor. ``name`` stands for it in messages; ``ended`` after its last byte.
+
+    The descriptor is never set non-blocking: that flag belongs to the open file, which standard
+    input shares with the shell that started us. Reading only what ``poll`` announced never blocks.
+    """
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        self.name = name
+        self.descriptor = descriptor
+        self.ended = False
+        #: True once something was read whole: a document, or the end.
+        self.known = False
+        self._splitter = Splitter()
+
+    def read_some(self) -> Contents:
+        """What the bytes that are waiting complete. Call it when the descriptor is readable."""
+        try:
+            data = os.read(self.descriptor, _CHUNK)
+        except BlockingIOError:
+            return Contents()
+        pieces = self._splitter.feed(data) if data else self._splitter.close()
+        self.ended = not data
+        self.known = self.known or self.ended or bool(pieces)
+        return join(read_piece(piece, self.name) for piece in pieces)
+
+    def read_first(self, patience: float, clock: Callable[[], float] = time.monotonic) -> Contents:
+        """What is there at the start: up to the end, or to the first pause of the writer.
+
+        ``patience`` is how many seconds a pipe's writer has for its first byte. A terminal gets
+        none: nobody has typed anything yet.
+        """
+        mode = os.fstat(self.descriptor).st_mode
+        parts: list[Contents] = []
+        if stat.S_ISREG(mode):
+            while not self.ended:
+                parts.append(self.read_some())
+            return _together(parts)
+        poller = select.poll()
+        poller.register(self.descriptor, select.POLLIN | select.POLLHUP)
+        wait_ms = 0 if os.isatty(self.descriptor) else int(patience * 1000)
+        until = clock() + patience
+        while not self.ended and clock() < until + _LONGEST and poller.poll(wait_ms):
+            parts.append(self.read_some())
+            # Half a document arrived: its writer has the rest of the patience to finish it.
+            left_ms = int((until - clock()) * 1000)
+            wait_ms = _QUIET_MS if self.known else max(left_ms, 0)
+        return _together(parts)
+
+
+def _together(parts: list[Contents]) -> Contents:
+    return Contents(
+        tuple(item for part in parts for item in part.items),
+        tuple(notice for part in parts for notice in part.notices),
+    )

@@ -1,0 +1,155 @@
+"""The command line as a user meets it: a process, its output, its exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kproxy import flags
+from kproxy.config import Config
+
+ENTRY = [sys.executable, "-c", "from kproxy.cli.main import main; main()"]
+
+WEB = """\
+apiVersion: v1
+kind: Service
+metadata: {namespace: ns1, name: web}
+spec: {clusterIP: 172.30.0.41, ports: [{port: 80, protocol: TCP}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {namespace: ns1, name: web-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: "", port: 8080, protocol: TCP}]
+endpoints: [{addresses: [10.180.0.1]}]
+"""
+BAD = """\
+---
+apiVersion: v1
+kind: Service
+metadata: {namespace: ns1, name: bad}
+spec: {clusterIP: 172.30.0.999, ports: [{port: 80}]}
+"""
+
+#: Root without the rights that a proxy needs: a process that may do nothing to any network.
+POWERLESS = ["setpriv", "--bounding-set", "-net_admin,-sys_admin"]
+
+
+def kproxy(*argv: str, prefix: list[str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*(prefix or []), *ENTRY, *argv], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--nope"], "--nope"),
+        (["nothing"], "nothing"),
+        (["run", "--nope"], "--nope"),
+        (["run", "--masquerade-all=maybe"], "neither true nor false"),
+        (["run", "--iptables-sync-period", "30"], "1m30s"),
+        (["run", "--iptables-variant", "best"], "best"),
+        (["run", "--config", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["run", "--init-only"], "--init-only"),
+        (["run", "--proxy-mode", "magic", "--cluster-cidr", "x"], "clusterCIDR"),
+        (["render"], "--filename"),
+        (["render", "-f", "/nowhere"], "/nowhere"),
+        (["render", "-f", "/tmp", "--mode", "magic"], "magic"),
+        (["doctor", "-o", "xml"], "xml"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_2(argv: list[str], told: str) -> None:
+    """Wrong flags, files and values: one line on stderr that names them, nothing on stdout."""
+    done = kproxy(*argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("kproxy: ")
+    assert told in done.stderr
+
+
+def test_render_prints_the_rules_of_both_families(tmp_path: Path) -> None:
+    """The text that would be loaded, each family under its heading."""
+    (tmp_path / "web.yaml").write_text(WEB)
+    done = kproxy("render", "-f", str(tmp_path), "--node", "n1")
+    assert (done.returncode, done.stderr) == (0, "")
+    four, six = done.stdout.split("# IPv6\n")
+    assert "-d 172.30.0.41/32" in four
+    assert "--to-destination 10.180.0.1:8080" in four
+    assert "172.30.0.41" not in six
+    assert "KUBE-SERVICES" in six
+
+
+def test_render_prints_what_is_good_and_names_what_is_not(tmp_path: Path) -> None:
+    """One bad object does not stop the others, but the status says that something is left out."""
+    (tmp_path / "web.yaml").write_text(WEB + BAD)
+    done = kproxy("render", "-f", str(tmp_path), "--family", "4")
+    assert done.returncode == 1
+    assert "-d 172.30.0.41/32" in done.stdout
+    assert "172.30.0.999" not in done.stdout
+    assert "ns1/bad" in done.stderr
+
+
+def test_render_follows_the_configuration(tmp_path: Path) -> None:
+    """--config decides about masquerading, as it does for the daemon."""
+    (tmp_path / "web.yaml").write_text(WEB)
+    config = tmp_path / "config"
+    config.write_text(flags.dump(Config(cluster_cidr="10.180.0.0/16")))
+    done = kproxy("render", "-f", str(tmp_path / "web.yaml"), "--config", str(config))
+    assert "! -s 10.180.0.0/16 -d 172.30.0.41/32" in done.stdout
+
+
+def test_settings_are_written_and_read_back(tmp_path: Path) -> None:
+    """--write-config-to gives a file that --config takes, for its owner alone."""
+    path = tmp_path / "config.yaml"
+    done = kproxy("run", "-v=3", "--masquerade-all", "--write-config-to", str(path))
+    assert done.returncode == 0
+    config, warnings = flags.load(str(path))
+    assert (config.iptables.masquerade_all, config.logging.verbosity) == (True, 3)
+    assert warnings == ()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_every_flag_is_in_the_help() -> None:
+    """The help of run names each flag of the table."""
+    text = kproxy("run", "--help").stdout
+    assert [flag.name for flag in flags.FLAGS if f"--{flag.name}" not in text] == []
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("argv", [["run", "-f", "/tmp"], ["cleanup"], ["doctor"]])
+def test_without_rights_it_is_one_line_and_status_3(argv: list[str]) -> None:
+    """A process that may not: exit 3, and what to do about it."""
+    done = kproxy(*argv, prefix=POWERLESS)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "sudo" in done.stderr
+
+
+@pytest.mark.kernel
+def test_render_needs_no_rights(tmp_path: Path) -> None:
+    """Without any capability the rules are the same."""
+    (tmp_path / "web.yaml").write_text(WEB)
+    argv = ["render", "-f", str(tmp_path), "--node", "n1"]
+    powerless = kproxy(*argv, prefix=POWERLESS)
+    assert powerless.returncode == 0
+    assert powerless.stdout == kproxy(*argv).stdout
+
+
+@pytest.mark.kernel
+def test_doctor_speaks_json_yaml_and_tables() -> None:
+    """All formats carry the same modes; exit 0 since a mode works here."""
+    plain, as_json, as_yaml = (
+        kproxy("doctor"),
+        kproxy("doctor", "-o", "json"),
+        kproxy("doctor", "-o", "yaml"),
+    )
+    assert {plain.returncode, as_json.returncode, as_yaml.returncode} == {0}
+    report = json.loads(as_json.stdout)
+    assert report == yaml.safe_load(as_yaml.stdout)
+    assert all(mode["name"] in plain.stdout for mode in report["modes"])

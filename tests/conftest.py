@@ -1,0 +1,85 @@
+"""What all tests share: both builds of the compiled module, and an honest account of the run.
+
+A test may be skipped only for a reason in :data:`MAY_BE_SKIPPED`; any other skip fails the run. All
+that did not run is listed at the end, with its reason.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sysconfig
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Where each build of the compiled modules is (setup.py).
+BUILDS = {"release": ROOT / "kproxy", "debug": ROOT / "build" / "debug" / "kproxy"}
+
+#: Reason of a skip, as given to pytest.skip -> why that is no hole in the run.
+MAY_BE_SKIPPED: dict[str, str] = {}
+
+
+def load_build(name: str, build: str) -> ModuleType:
+    """One build of a compiled module (``_fastpath``), beside any other build of it.
+
+    It is no entry of sys.modules: the rest of the program keeps the one that it imported.
+    """
+    path = BUILDS[build] / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not path.exists():
+        pytest.fail(f"no {build} build of {name}: run `make {build}`", pytrace=False)
+    spec = importlib.util.spec_from_file_location(f"kproxy.{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session", params=list(BUILDS))
+def fastpath(request: pytest.FixtureRequest) -> ModuleType:
+    """``kproxy._fastpath``, once in each build."""
+    return load_build("_fastpath", request.param)
+
+
+# --- what did not run --------------------------------------------------------------------------
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Reason of a skip: pytest keeps (file, line, "Skipped: reason")."""
+    assert isinstance(report.longrepr, tuple)
+    return report.longrepr[2].removeprefix("Skipped: ")
+
+
+def _skips(terminal: pytest.TerminalReporter) -> Counter[str]:
+    return Counter(_reason(report) for report in terminal.stats.get("skipped", []))
+
+
+def _forbidden(terminal: pytest.TerminalReporter) -> list[str]:
+    return [reason for reason in _skips(terminal) if reason not in MAY_BE_SKIPPED]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A skip for a reason of its own makes a good run a failed one."""
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and session.exitstatus == pytest.ExitCode.OK and _forbidden(terminal):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name everything that was collected and did not run."""
+    lines = [
+        f"{count} skipped: {reason} ({MAY_BE_SKIPPED.get(reason, 'not an allowed reason: fails')})"
+        for reason, count in sorted(_skips(terminalreporter).items())
+    ]
+    expected = Counter(r.wasxfail for r in terminalreporter.stats.get("xfailed", []))
+    lines += [f"{count} failed as expected: {why}" for why, count in sorted(expected.items())]
+    if left_out := len(terminalreporter.stats.get("deselected", [])):
+        lines.append(f"{left_out} deselected by -k, -m or --deselect")
+    terminalreporter.section("what did not run", sep="-")
+    for line in lines or ["nothing: every test ran"]:
+        terminalreporter.line(line)

@@ -1,0 +1,268 @@
+"""The traffic engine on real sockets: who answered, what was refused, what met silence."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from kproxy.core.objects import Protocol
+from kproxy.errors import LabError
+from kproxy.kernel import netns
+from kproxy.lab.apply import Builder
+from kproxy.lab.network import (
+    FORWARDING_SYSCTLS,
+    Address,
+    End,
+    Host,
+    Link,
+    Network,
+    Route,
+    RouteKind,
+)
+from kproxy.lab.plan import plan
+from kproxy.lab.traffic import (
+    Holding,
+    Listener,
+    Outcome,
+    Probe,
+    Reach,
+    Responder,
+    join_host_port,
+    probe_all,
+    split_host_port,
+)
+from kproxy.lab.traffic.wire import Answer, Request, decode_answer, next_request, reply
+
+LAB = f"g-traffic-{os.getpid()}"
+
+#: client -- server, and on the server a black hole and an address whose packets are prohibited.
+NETWORK = Network(
+    LAB,
+    hosts=(
+        Host(
+            "client",
+            addresses=(Address("eth0", "192.0.2.1/32"), Address("eth0", "2001:db8::1/128")),
+            routes=(
+                Route("0.0.0.0/0", "eth0", via="192.0.2.2"),
+                Route("::/0", "eth0", via="2001:db8::2"),
+            ),
+            sysctls=FORWARDING_SYSCTLS,
+        ),
+        Host(
+            "server",
+            addresses=(
+                Address("eth0", "192.0.2.2/32"),
+                Address("eth0", "192.0.2.22/32"),
+                Address("eth0", "2001:db8::2/128"),
+            ),
+            routes=(
+                Route("192.0.2.1/32", "eth0"),
+                Route("2001:db8::1/128", "eth0"),
+                Route("198.51.100.0/24", kind=RouteKind.BLACKHOLE),
+                Route("203.0.113.0/24", kind=RouteKind.UNREACHABLE),
+            ),
+            sysctls=FORWARDING_SYSCTLS,
+        ),
+    ),
+    links=(Link(End("client", "eth0"), End("server", "eth0")),),
+)
+
+
+class Stage:
+    """The two namespaces and a responder."""
+
+    def __init__(self, client: int, server: int, responder: Responder) -> None:
+        self.client, self.server, self.responder = client, server, responder
+
+    def ask(self, to: str, port: int, protocol: Protocol, **more: object) -> Outcome:
+        probe = Probe(to, port, protocol, self.client, **more)  # type: ignore[arg-type]
+        return probe_all([probe])[0]
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with Builder(LAB) as builder, Responder() as responder:
+        try:
+            builder.apply(plan(None, NETWORK))
+            server = builder.fd("server")
+            for protocol in (Protocol.TCP, Protocol.UDP):
+                responder.listen("any", server, Listener("any", 80, protocol))
+                responder.listen("one", server, Listener("one", 81, protocol, "192.0.2.22"))
+                responder.listen("six", server, Listener("six", 81, protocol, "2001:db8::2"))
+            yield Stage(builder.fd("client"), server, responder)
+        finally:
+            for host in NETWORK.hosts:
+                netns.remove(NETWORK.namespace(host.name))
+
+
+REACHABLE = [
+    ("192.0.2.2", 80, "any", "192.0.2.1"),
+    ("192.0.2.22", 80, "any", "192.0.2.1"),
+    ("192.0.2.22", 81, "one", "192.0.2.1"),
+    ("2001:db8::2", 80, "any", "2001:db8::1"),
+    ("2001:db8::2", 81, "six", "2001:db8::1"),
+]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+@pytest.mark.parametrize(("to", "port", "name", "client"), REACHABLE)
+def test_answer_names_both_ends(
+    stage: Stage, to: str, port: int, name: str, client: str, protocol: Protocol
+) -> None:
+    """An answer tells who answered, at which address, and which client it saw."""
+    seen = stage.ask(to, port, protocol, source=client)
+    assert seen.reach is Reach.REACHED, seen
+    assert (seen.endpoint, seen.local) == (name, join_host_port(to, port))
+    assert seen.client == seen.sender
+    assert split_host_port(seen.client)[0] == client
+    assert not seen.masqueraded
+
+
+ELSEWHERE = [
+    ("192.0.2.2", 9, Reach.REFUSED),
+    ("2001:db8::2", 9, Reach.REFUSED),
+    ("198.51.100.1", 80, Reach.SILENCE),
+    ("203.0.113.1", 80, Reach.ERROR),
+]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+@pytest.mark.parametrize(("to", "port", "reach"), ELSEWHERE)
+def test_refusal_silence_and_other_errors_differ(
+    stage: Stage, to: str, port: int, reach: Reach, protocol: Protocol
+) -> None:
+    """Only a reset or a port unreachable is a refusal; a host unreachable is an error."""
+    assert stage.ask(to, port, protocol, timeout=0.3).reach is reach
+
+
+@pytest.mark.kernel
+def test_silence_needs_an_answered_control(stage: Stage) -> None:
+    """Silence is believed only when the control flow sent after it was answered."""
+    good = Probe("192.0.2.2", 80, namespace=stage.client)
+    bad = Probe("192.0.2.2", 9, namespace=stage.client)
+    silent = {"timeout": 0.1}
+    believed = stage.ask("198.51.100.1", 80, Protocol.TCP, control=good, **silent)
+    doubted = stage.ask("198.51.100.1", 80, Protocol.TCP, control=bad, **silent)
+    assert believed.reach is Reach.SILENCE
+    assert doubted.reach is Reach.ERROR
+    assert "control" in doubted.detail
+
+
+@pytest.mark.kernel
+def test_many_probes_keep_their_order(stage: Stage) -> None:
+    """More probes than fit at once come back in the order in which they were given."""
+    ports = [80, 9] * 300
+    outcomes = probe_all([Probe("192.0.2.2", port, namespace=stage.client) for port in ports])
+    wanted = {80: Reach.REACHED, 9: Reach.REFUSED}
+    assert [outcome.reach for outcome in outcomes] == [wanted[port] for port in ports]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+def test_source_port_is_kept(stage: Stage, protocol: Protocol) -> None:
+    """A flow can be sent twice from one source port."""
+    for _ in range(2):
+        seen = stage.ask("192.0.2.2", 80, protocol, source="192.0.2.1", source_port=40000)
+        assert seen.client == "192.0.2.1:40000"
+
+
+@pytest.mark.kernel
+def test_faults_and_healing(stage: Stage) -> None:
+    """A hung owner accepts and says nothing, a refusing one resets, a healed one answers."""
+    stage.responder.listen("faulty", stage.server, Listener("faulty", 90))
+    seen = {}
+    with Holding(Probe("192.0.2.2", 90, namespace=stage.client)) as held:
+        for kind in ("hang", "heal", "refuse"):
+            stage.responder.fault("faulty", kind)
+            seen[kind] = stage.ask("192.0.2.2", 90, Protocol.TCP, timeout=0.3).reach
+            if kind == "heal":
+                assert held.check().alive
+        broken = held.check()
+    stage.responder.fault("faulty", "heal")
+    assert stage.ask("192.0.2.2", 90, Protocol.TCP).reach is Reach.REACHED
+    assert seen == {"hang": Reach.SILENCE, "heal": Reach.REACHED, "refuse": Reach.REFUSED}
+    assert (broken.alive, broken.lost) == (False, 3)
+    with pytest.raises(LabError, match="nobody"):
+        stage.responder.fault("nobody", "heal")
+    stage.responder.release("faulty")
+    assert stage.ask("192.0.2.2", 90, Protocol.TCP).reach is Reach.REFUSED
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+def test_held_flow_stays_with_its_endpoint(stage: Stage, protocol: Protocol) -> None:
+    """Later requests of a held flow are answered on the same flow."""
+    probe = Probe("192.0.2.2", 80, protocol, stage.client)
+    with Holding(probe) as held:
+        first, later = held.outcome, held.check()
+    assert later.alive and later.lost == 0
+    assert (later.endpoint, later.client) == ("any", first.client)
+
+
+@pytest.mark.kernel
+def test_http_and_typed_lines(stage: Stage) -> None:
+    """The same TCP port serves HTTP clients and a person who types lines."""
+    with netns.entered(stage.client):
+        with urllib.request.urlopen("http://192.0.2.2:80/", timeout=3) as response:
+            body = json.load(response)
+        with socket.create_connection(("192.0.2.2", 80), timeout=3) as typed:
+            typed.sendall(b"hello\r\nagain\n")
+            answers = typed.makefile()
+            lines = [json.loads(answers.readline())["echo"] for _ in range(2)]
+    assert body["name"] == "any" and body["client"].startswith("192.0.2.1:")
+    assert lines == ["hello", "again"]
+
+
+REQUESTS = [
+    (b"", None, b""),
+    (b"half", None, b"half"),
+    (b"line\r\nrest", Request("line"), b"rest"),
+    (b"GET / HTTP/1.1\r\nHost: x\r\n", None, b"GET / HTTP/1.1\r\nHost: x\r\n"),
+    (b"GET / HTTP/1.1\r\n\r\nmore", Request("GET / HTTP/1.1", http=True), b"more"),
+    (b"HEAD / HTTP/1.0\r\n\r\n", Request("HEAD / HTTP/1.0", True, True, True), b""),
+    (
+        b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 2\r\n\r\nabX",
+        Request("POST / HTTP/1.1", http=True, close=True),
+        b"X",
+    ),
+    (b"PUT / HTTP/1.1\r\nContent-Length: 9\r\n\r\nab", None, None),
+]
+
+
+@pytest.mark.parametrize(("data", "request_", "rest"), REQUESTS)
+def test_requests_are_cut_from_the_stream(
+    data: bytes, request_: Request | None, rest: bytes | None
+) -> None:
+    """One whole request at a time; an incomplete one stays in the buffer."""
+    assert next_request(data) == (request_, data if rest is None else rest)
+
+
+@pytest.mark.parametrize("data", [b"x" * 9000, b"GET /" + b"x" * 9000])
+def test_endless_requests_are_refused(data: bytes) -> None:
+    """A peer cannot fill memory with a request that never ends."""
+    with pytest.raises(ValueError, match="request"):
+        next_request(data)
+
+
+def test_answers_round_trip() -> None:
+    """What reply() writes decode_answer() reads; HTTP carries it as its body."""
+    answer = Answer("pod", "[2001:db8::1]:5", "192.0.2.1:80", Protocol.UDP, "x")
+    assert decode_answer(reply(Request("x"), answer)) == answer
+    head, _, body = reply(Request("x", http=True), answer).partition(b"\r\n\r\n")
+    assert decode_answer(body) == answer
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert reply(Request("x", http=True, head_only=True), answer).endswith(b"\r\n\r\n")
+    assert decode_answer(b"{}") is None and decode_answer(b"\xff\n") is None
+
+
+@pytest.mark.parametrize("pair", [("192.0.2.1", 80), ("2001:db8::1", 443)])
+def test_host_port_text_round_trips(pair: tuple[str, int]) -> None:
+    """IPv6 stands in brackets, and both directions agree."""
+    assert split_host_port(join_host_port(*pair)) == pair

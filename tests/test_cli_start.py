@@ -1,0 +1,92 @@
+"""The command starts light: help loads no heavy library, a wrong word is wrong use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from kproxy import __version__
+from kproxy.cli.main import COMMANDS
+
+#: Each takes tens of milliseconds to load, and no word of help needs it.
+HEAVY = {
+    "aiohttp",
+    "asyncio",
+    "msgspec",
+    "prometheus_client",
+    "pyroute2",
+    "rich",
+    "scapy",
+    "watchfiles",
+    "yaml",
+}
+
+#: Runs the command in its own process and reports on stderr which modules it had loaded.
+CHILD = """
+import sys
+from kproxy.cli.main import main
+sys.argv[0] = "kproxy"
+try:
+    main()
+finally:
+    print("loaded:", *sorted({name.split(".")[0] for name in sys.modules}), file=sys.stderr)
+"""
+
+
+def kproxy(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", CHILD, *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def loaded(ended: subprocess.CompletedProcess[str]) -> set[str]:
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("loaded:")
+    return set(last.split()[1:])
+
+
+@pytest.mark.parametrize("words", [("--help",), ("-h",), ("--version",), ("nonsense",)])
+def test_nothing_heavy_is_loaded(words: tuple[str, ...]):
+    """What needs no command's work loads no command's libraries."""
+    modules = loaded(kproxy(*words))
+    assert "click" in modules
+    assert modules & HEAVY == set()
+
+
+def test_help_names_every_command():
+    """--help lists all commands with their line, without importing one of them."""
+    ended = kproxy("--help")
+    assert ended.returncode == 0
+    for name, (_, text) in COMMANDS.items():
+        assert any(line.split()[:1] == [name] for line in ended.stdout.splitlines()), name
+        assert text.split()[0] in ended.stdout
+
+
+def test_version():
+    """--version says the package's version."""
+    ended = kproxy("--version")
+    assert ended.returncode == 0
+    assert ended.stdout == f"kproxy, version {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [("nonsense",), ("--nonsense",), ("lab", "nonsense")])
+def test_unknown_words(words: tuple[str, ...]):
+    """An unknown command or flag is wrong use (2) and is named on stderr."""
+    ended = kproxy(*words)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert "nonsense" in ended.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_loads_and_explains_itself(name: str):
+    """The table points to a module that has the command, and its help works."""
+    ended = kproxy(name, "--help")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(f"Usage: kproxy {name}")

@@ -314,6 +314,28 @@ def test_a_new_address_is_noticed(proxy: Proxy) -> None:
     proxy.until(lambda: "203.0.113.5" in proxy.rules())
 
 
+def test_nothing_is_written_before_a_stream_has_begun(proxy: Proxy) -> None:
+    """A pipe whose writer is late: no rule and no status until its first object, then both."""
+    read, write = os.pipe()
+    try:
+        argv = [*ENTRY, "run", "-f", "-", "--state-dir", str(proxy.state)]
+        argv += ["--hostname-override", "n1", "--iptables-variant", "nft"]
+        environment = {**os.environ, **proxy.environment, "NOTIFY_SOCKET": proxy.notices.path}
+        with netns.entered(proxy.namespace), proxy.log.open("ab") as log:
+            proxy.process = subprocess.Popen(argv, stdin=read, stderr=log, env=environment)
+        with proxy.log.open() as lines:
+            while "started" not in (lines.readline() or ""):
+                assert proxy.process.poll() is None
+        assert status.read(proxy.state) is None
+        assert "KUBE" not in proxy.rules()
+        os.write(write, service().encode() + b"---\n")
+        proxy.until(lambda: "10.180.0.1:8080" in proxy.rules())
+    finally:
+        os.close(read)
+        os.close(write)
+    assert proxy.stop() == 0
+
+
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
 def test_it_runs_in_a_forked_process(proxy: Proxy, variant: str) -> None:
     """Without a command line: fork, enter the namespace, call main; signals work."""

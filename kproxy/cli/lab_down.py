@@ -26,6 +26,8 @@ def command(lab: str | None, every: bool, forget: bool) -> None:
         click.echo(f"lab {name} is down" if gone else f"lab {name} was not up")
         if forget:
             state.forget_allocations(name)
+    if left := state.list_labs():
+        click.echo(f"still there: {', '.join(left)} (kproxy lab down --all)")
     if every and forget:
         for name in state.list_allocations():
             state.forget_allocations(name)

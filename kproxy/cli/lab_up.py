@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kproxy.lab.state import LabState
 
 
-def _complete_topologies(
+def complete_topologies(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     from kproxy.lab import catalogue
@@ -28,7 +28,7 @@ def _complete_topologies(
     return names or [CompletionItem(incomplete, type="file")]
 
 
-def _complete_modes(
+def complete_modes(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     from kproxy.backends import registry
@@ -37,7 +37,7 @@ def _complete_modes(
 
 
 @click.command()
-@click.argument("topology", default="standard", shell_complete=_complete_topologies)
+@click.argument("topology", default="standard", shell_complete=complete_topologies)
 @click.option(
     "--name",
     "-n",
@@ -53,7 +53,7 @@ def _complete_modes(
     "--mode",
     default="iptables",
     show_default=True,
-    shell_complete=_complete_modes,
+    shell_complete=complete_modes,
     help="How the nodes' kproxy works, with the variant or without: iptables, iptables-nft, …",
 )
 @manifests_option(required=False)
@@ -128,8 +128,9 @@ def summary(lab: LabState, took: str) -> str:
     ]
     width = max(len(name) for name, _, _ in hosts)
     lines += [f"  {name:<{width}}  {kind:<6}  {'  '.join(ips)}" for name, kind, ips in hosts]
-    lines += ["", *pod_lines(lab.pods), "", *service_lines(services), ""]
-    return "\n".join([*lines, "try:", *(f"  {line}" for line in next_commands(lab, services))])
+    for block in (pod_lines(lab.pods), service_lines(services)):
+        lines += ["", *block] if block else []
+    return "\n".join([*lines, "", "try:", *(f"  {line}" for line in next_commands(lab, services))])
 
 
 def _count(number: int, noun: str) -> str:

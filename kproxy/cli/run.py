@@ -14,9 +14,7 @@ from kproxy.cli.common import manifests_option
 from kproxy.config import Config
 from kproxy.errors import ConfigError, UsageError
 from kproxy.flags import Flag, Kind
-
-#: Where kproxy keeps its state when nobody says otherwise.
-STATE_DIR = "/run/kproxy"
+from kproxy.status import DEFAULT_STATE_DIR
 
 _OWN = "kproxy's own"
 
@@ -93,7 +91,10 @@ def _parameter(flag: Flag) -> str:
     help="Which kernel part iptables mode uses; auto: the host's.",
 )
 @click.option(
-    "--state-dir", metavar="DIR", default=STATE_DIR, help=f"Status and lock [{STATE_DIR}]."
+    "--state-dir",
+    metavar="DIR",
+    default=DEFAULT_STATE_DIR,
+    help=f"Status and lock [{DEFAULT_STATE_DIR}].",
 )
 def command(
     filenames: tuple[str, ...],

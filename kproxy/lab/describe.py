@@ -40,6 +40,8 @@ def pod_lines(pods: Sequence[Pod]) -> list[str]:
 
 
 def _columns(rows: Sequence[tuple[str, ...]], all_of: str) -> list[str]:
+    if not rows:
+        return []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  "

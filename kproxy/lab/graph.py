@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kproxy.core.objects import Value
 from kproxy.lab import wiring
 from kproxy.lab.controllers import Completed
@@ -12,7 +14,7 @@ from kproxy.lab.controllers.cluster import ZONE_LABEL
 from kproxy.lab.network import Shape
 from kproxy.lab.state import LabState
 from kproxy.lab.tables import slices_of
-from kproxy.lab.topology import LinkSpec
+from kproxy.lab.topology import LinkSpec, Port
 
 
 class PodMark(Value, frozen=True):
@@ -87,7 +89,7 @@ def picture_of(lab: LabState, done: Completed) -> Picture:
                 PodMark(
                     pod.name,
                     pod.addresses,
-                    " ".join(f"{port.port}/{port.protocol}" for port in pod.ports),
+                    ports_text(pod.ports),
                     tuple(sorted(receivers.get(pod.name, ()))),
                     pod.ready,
                 )
@@ -112,6 +114,14 @@ def link_text(link: LinkSpec) -> str:
     """What is special about a link, "" for an ordinary one."""
     parts = [f"mtu {link.mtu}"] if link.mtu != LinkSpec().mtu else []
     return " ".join([*parts, *_shape_words(link.shape)])
+
+
+def ports_text(ports: Iterable[Port]) -> str:
+    """``8080/TCP 7000/TCP+UDP``: protocols of one number together."""
+    by_number: dict[int, list[str]] = {}
+    for port in ports:
+        by_number.setdefault(port.port, []).append(port.protocol.value)
+    return " ".join(f"{number}/{'+'.join(names)}" for number, names in by_number.items())
 
 
 def _shape_words(shape: Shape) -> list[str]:

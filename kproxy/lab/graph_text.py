@@ -26,21 +26,17 @@ def draw(picture: Picture, width: int = 100) -> str:
     lines = [f"lab {picture.lab} · {picture.mode} · {picture.caption}", ""]
     clients = [_client(client) for client in picture.clients]
     nodes = [_node(node) for node in picture.nodes]
-    label = f" underlay {' · '.join(picture.underlay)} "
-    rows = _rows(nodes, width)
-    hanging = _centres(rows[0]) if rows else []
-    for row in _rows(clients, width):
+    rows = _rows(clients, width)
+    for row in rows:
         lines += _beside(row)
-        lines.append(_stems(_centres(row), "│"))
-    standing = _centres(clients) if len(_rows(clients, width)) == 1 else []
-    for number, row in enumerate(rows):
-        above = standing if number == 0 else []
-        lines.append(_bar(width, above, _centres(row), label if number == 0 else ""))
-        lines.append(_stems(_centres(row), "│"))
-        lines += _beside(row)
-        lines.append("")
-    if not hanging:
-        lines.append(_bar(width, standing, [], label))
+    standing = _centres(rows[-1]) if rows else []
+    below = _rows(nodes, width)
+    width = max(_MIN_WIDTH, *(len(line) for row in [*rows, *below] for line in _beside(row)[:1]))
+    lines.append(f"{_stems(standing)}  underlay {' · '.join(picture.underlay)}")
+    for row in below:
+        lines.append(_bar(width, standing, _centres(row)))
+        standing = []
+        lines += [_stems(_centres(row)), *_beside(row), ""]
     if picture.services:
         lines += ["services", *_services(picture)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -111,25 +107,16 @@ def _centres(row: Sequence[list[str]]) -> list[int]:
     return centres
 
 
-def _stems(columns: Sequence[int], sign: str) -> str:
-    return "".join(sign if at in columns else " " for at in range(max(columns, default=0) + 1))
+def _stems(columns: Sequence[int]) -> str:
+    return "".join("│" if at in columns else " " for at in range(max(columns, default=0) + 1))
 
 
 #: (something above, something below) -> the joint of the bar there.
 _JOINTS = {(True, True): "╪", (True, False): "╧", (False, True): "╤"}
 
 
-def _bar(width: int, above: Sequence[int], below: Sequence[int], label: str) -> str:
-    bar = [_JOINTS.get((at in above, at in below), "═") for at in range(width)]
-    used = {*above, *below}
-    # The label goes where it hides no joint, as far to the left as there is room.
-    for start in range(2, width - len(label)):
-        if not used.intersection(range(start, start + len(label))):
-            bar[start : start + len(label)] = label
-            break
-    else:
-        return f"{label.strip()}\n{''.join(bar)}" if label else "".join(bar)
-    return "".join(bar)
+def _bar(width: int, above: Sequence[int], below: Sequence[int]) -> str:
+    return "".join(_JOINTS.get((at in above, at in below), "═") for at in range(width))
 
 
 # --- services ---------------------------------------------------------------------------------

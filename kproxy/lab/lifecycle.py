@@ -93,7 +93,9 @@ def up(
             UndoLog(name).begin()
             _try_shapes(wanted)
             _build(wanted, step)
-        except BaseException:
+        except BaseException as why:
+            if isinstance(why, KeyboardInterrupt):
+                say("interrupted: taking down again what is there")
             with _undisturbed():
                 _take_down(name)
             raise

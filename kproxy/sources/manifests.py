@@ -112,21 +112,24 @@ class ManifestSource:
 
     # --- reading -----------------------------------------------------------------------------
 
-    def load(self) -> Delta:
+    def load(self, *, to_end: bool = False) -> Delta:
         """Reads everything for the first time. Call it once, before anything else.
+
+        ``to_end`` reads streams to their end, for commands that run once; a daemon takes what is
+        there and watches for the rest.
 
         Raises :class:`SourceError` for a path that is missing or cannot be looked at: after the
         start that is a refusal, at the start it is a mistyped flag.
         """
         for at, path in enumerate(self._paths):
             if path == STDIN:
-                self._first_of_stream(path, at, self._stdin)
+                self._first_of_stream(path, at, self._stdin, to_end)
                 continue
             found = find(path)
             if found.fault:
                 raise SourceError(found.fault, where=path, hint="check the path given with -f")
             if found.stream:
-                self._first_of_stream(path, at, _open_stream(path))
+                self._first_of_stream(path, at, _open_stream(path), to_end)
             elif not found.folder:
                 _must_be_readable(path)
         return self.refresh()
@@ -206,9 +209,9 @@ class ManifestSource:
 
     # --- streams -----------------------------------------------------------------------------
 
-    def _first_of_stream(self, path: str, at: int, descriptor: int) -> None:
+    def _first_of_stream(self, path: str, at: int, descriptor: int, to_end: bool) -> None:
         stream = self._streams[path] = Stream(path, descriptor)
-        contents = stream.read_first(self._patience)
+        contents = stream.read_all() if to_end else stream.read_first(self._patience)
         self._merge.put(path, (at, ""), contents, log=True)
 
     def _catch_up(self, streams: Iterable[Stream]) -> Delta:

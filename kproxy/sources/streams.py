@@ -51,17 +51,13 @@ class Stream:
     def read_first(self, patience: float, clock: Callable[[], float] = time.monotonic) -> Contents:
         """What is there at the start: up to the end, or to the first pause of the writer.
 
-        ``patience`` is how many seconds a pipe's writer has for its first byte. A terminal gets
-        none: nobody has typed anything yet.
+        ``patience`` is how many seconds a pipe's writer has for its first document. A terminal
+        gets none: nobody has typed anything yet.
         """
-        mode = os.fstat(self.descriptor).st_mode
+        if stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            return self.read_all()
         parts: list[Contents] = []
-        if stat.S_ISREG(mode):
-            while not self.ended:
-                parts.append(self.read_some())
-            return _together(parts)
-        poller = select.poll()
-        poller.register(self.descriptor, select.POLLIN | select.POLLHUP)
+        poller = self._poller()
         wait_ms = 0 if os.isatty(self.descriptor) else int(patience * 1000)
         until = clock() + patience
         while not self.ended and clock() < until + _LONGEST and poller.poll(wait_ms):
@@ -70,6 +66,20 @@ class Stream:
             left_ms = int((until - clock()) * 1000)
             wait_ms = _QUIET_MS if self.known else max(left_ms, 0)
         return _together(parts)
+
+    def read_all(self) -> Contents:
+        """Everything up to the end, however long its writer takes."""
+        parts: list[Contents] = []
+        poller = self._poller()
+        while not self.ended:
+            poller.poll()
+            parts.append(self.read_some())
+        return _together(parts)
+
+    def _poller(self) -> select.poll:
+        poller = select.poll()
+        poller.register(self.descriptor, select.POLLIN | select.POLLHUP)
+        return poller
 
 
 def _together(parts: list[Contents]) -> Contents:

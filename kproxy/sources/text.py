@@ -89,8 +89,8 @@ class Splitter:
         for stops, goes_on in markers:
             pieces += self._take(stops - taken, goes_on - taken)
             taken = goes_on
-        # A marker that begins the rest is not to be found again as its end.
-        self._scanned = max(end - taken, 3) if end else 0
+        # Never zero after a marker that begins the rest: it is not to be found again as its end.
+        self._scanned = end - taken
         return pieces
 
     def _is_whole_json(self) -> bool:

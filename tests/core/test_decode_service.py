@@ -353,6 +353,28 @@ def test_members(
 
 
 @pytest.mark.parametrize(
+    ("ranges", "kept", "is_set", "broken"),
+    [
+        (["10.0.0.0/8"], ("10.0.0.0/8",), True, False),
+        (["10.0.0.0/8", "x"], ("10.0.0.0/8",), True, True),
+        (["x"], (), True, True),
+        ([7], (), True, True),
+        ([""], (), True, True),
+        ("10.0.0.0/8", (), True, True),
+        ([], (), False, False),
+        (None, (), False, False),
+    ],
+)
+def test_broken_ranges_never_open_a_service(
+    ranges: Any, kept: tuple[str, ...], is_set: bool, broken: bool
+) -> None:
+    """A restriction that cannot be read is known to be one, whatever is wrong with it."""
+    service, _ = read(balanced(loadBalancerSourceRanges=ranges))
+    found = (service.source_ranges, service.source_ranges_set, service.source_ranges_broken)
+    assert found == (kept, is_set, broken)
+
+
+@pytest.mark.parametrize(
     ("kind", "ingress", "expected", "refused"),
     [
         ("LoadBalancer", [{"ip": "192.0.2.1"}], ("192.0.2.1",), []),

@@ -60,7 +60,6 @@ from kproxy.sources.yaml_reader import lines_of, parse, where_and_why
         ("!!int '80'", 80),
         ("!!bool on", True),
         ("!!null ~", None),
-        ("! 80", "80"),
     ],
 )
 def test_scalars(text: str, value: object) -> None:
@@ -118,7 +117,7 @@ _BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("[" * 100_000, 0, "nested deeper"),
         ("{a: " * 5_000, 0, "nested deeper"),
         ("- " * 5_000, 0, "nested deeper"),
-        (_BOMB, 6, "aliases stand for more"),
+        (_BOMB, 5, "aliases stand for more"),
     ],
 )
 def test_faults(text: str, line: int, words: str) -> None:
@@ -180,7 +179,9 @@ _Quoting.add_representer(
 def test_any_bytes_parse_or_fail_by_name(data: bytes | str) -> None:
     """Whatever the bytes: a value or a YAML error, nothing else."""
     raw = data if isinstance(data, bytes) else data.encode()
+    fault = None
     try:
         parse(raw)
-    except yaml.YAMLError as fault:
-        assert where_and_why(fault)[1]
+    except yaml.YAMLError as caught:
+        fault = caught
+    assert fault is None or where_and_why(fault)[1]

@@ -31,7 +31,7 @@ from kproxy.backends.iptables.rules import (
 )
 from kproxy.backends.iptables.text import comment, host, probability
 from kproxy.core.objects import Family, TrafficPolicy, Value
-from kproxy.core.policy import EXTERNAL, INTERNAL, Client, Use
+from kproxy.core.policy import EXTERNAL, INTERNAL, VERDICT, Client, Use, Verdict
 from kproxy.core.snapshot import Endpoint, LocalDetector, NodeSettings, PortPlan
 
 _MASQUERADE = Jump(chains.MARK_MASQ)
@@ -181,11 +181,15 @@ def _node_port_dispatch(plan: PortPlan, names: PortChains) -> Iterator[Rule]:
         )
 
 
+_UNSERVED: dict[Verdict, tuple[Target, str]] = {
+    Verdict.REFUSE: (Reject(), "has no endpoints"),
+    Verdict.DROP: (Drop(), "has no local endpoints"),
+}
+
+
 def _nobody(plan: PortPlan) -> tuple[Target, str]:
-    """Refuse when nobody can serve anywhere; drop when somebody could, but not from here."""
-    if plan.endpoints.has_any:
-        return Drop(), "has no local endpoints"
-    return Reject(), "has no endpoints"
+    """What becomes of packets whose endpoint set is empty, and the comment that says why."""
+    return _UNSERVED[VERDICT[plan.endpoints.has_any, False]]
 
 
 def chain_rules(

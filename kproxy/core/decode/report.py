@@ -74,6 +74,10 @@ class Report:
             )
         )
 
+    def has_fault(self, field: str) -> bool:
+        """Whether anything at or below ``field`` was refused."""
+        return any(seen.startswith(field) for seen in self._seen)
+
     def address(self, text: str | None, field: str) -> str | None:
         """Canonical text of an address that is a list member; refused and None when unusable."""
         address = canonical_ip(text) if text else None

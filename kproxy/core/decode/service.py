@@ -37,6 +37,7 @@ _POLICIES = {None: TrafficPolicy.CLUSTER, "": TrafficPolicy.CLUSTER} | {
     str(item): item for item in TrafficPolicy
 }
 _AFFINITIES = {None: False, "": False, "None": False, "ClientIP": True}
+_RANGES = "spec.loadBalancerSourceRanges"
 _NO_SPEC = wire.ServiceSpec()
 _NO_META = wire.Meta()
 
@@ -67,7 +68,10 @@ def read_service(obj: wire.Service, key: ObjectKey, report: Report) -> Service |
     external_policy = _policy(spec.external_traffic_policy, "spec.externalTrafficPolicy", report)
     if not enterable:
         external_policy = TrafficPolicy.CLUSTER
-    ranges = spec.load_balancer_source_ranges or () if balanced else ()
+    ranges = _ranges(spec.load_balancer_source_ranges or (), report) if balanced else ()
+    # Also when the whole field was of a wrong type and the repair took it out: what restricts
+    # sources must never turn into no restriction.
+    ranges_broken = balanced and report.has_fault(_RANGES)
     service = Service(
         namespace=key.namespace,
         name=key.name,
@@ -76,8 +80,8 @@ def read_service(obj: wire.Service, key: ObjectKey, report: Report) -> Service |
         ports=_ports(spec, kind, report),
         external_ips=externals,
         load_balancer_ips=_ingress(obj.status, report) if balanced else (),
-        source_ranges=_ranges(ranges, report) if ranges else (),
-        source_ranges_set=bool(ranges),
+        source_ranges=ranges,
+        source_ranges_set=bool(ranges) or ranges_broken,
         affinity_seconds=_affinity(spec, report),
         internal_policy=_policy(spec.internal_traffic_policy, "spec.internalTrafficPolicy", report),
         external_policy=external_policy,
@@ -86,6 +90,7 @@ def read_service(obj: wire.Service, key: ObjectKey, report: Report) -> Service |
         created=_created(meta, report),
         ignored=ignored,
         annotations=_own_annotations(meta),
+        source_ranges_broken=ranges_broken,
     )
     return None if report.whole else service
 
@@ -207,7 +212,7 @@ def _ranges(texts: list[str | None] | tuple[()], report: Report) -> tuple[str, .
         network = canonical_cidr(text.strip()) if text else None
         if network is None:
             report.member(
-                f"spec.loadBalancerSourceRanges[{at}]",
+                f"{_RANGES}[{at}]",
                 f"{quoted(text)} is no address range; write one such as 192.0.2.0/24",
             )
         else:

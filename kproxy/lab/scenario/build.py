@@ -300,6 +300,7 @@ class _Drawing:
         for family in Family:
             self.add_address(NODE, device, near[family])
             self.add_address(host, "eth0", far[family])
+            self.routes[NODE].append(Route(_one(far[family]), device))
             if host == WORLD:
                 network = str(_TRANSFER[family][0])
                 self.routes[host].append(Route(network, "eth0", via=near[family], table=table))

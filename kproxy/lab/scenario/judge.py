@@ -93,7 +93,7 @@ def _refused(expect: Expect, flow: Flow, tries: Sequence[Outcome]) -> str:
 
 
 def _dropped(expect: Expect, flow: Flow, tries: Sequence[Outcome]) -> str:
-    return _all(tries, Reach.SILENCE, "was answered")
+    return _all(tries, Reach.SILENCE, "silence was expected")
 
 
 def _all(tries: Sequence[Outcome], reach: Reach, fault: str) -> str:

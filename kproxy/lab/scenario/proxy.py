@@ -188,7 +188,9 @@ class Proxy:
         deadline = time.monotonic() + SYNC_TIMEOUT
         while not reached():
             left = deadline - time.monotonic()
-            ready, _, _ = select.select([self._notices.fileno(), self._pidfd], [], [], max(0.0, left))
+            ready, _, _ = select.select(
+                [self._notices.fileno(), self._pidfd], [], [], max(0.0, left)
+            )
             if not ready:
                 raise LabError(f"not true within {SYNC_TIMEOUT:g} s: {what}{self._last_words()}")
             if self._pidfd in ready:

@@ -27,7 +27,7 @@ from kproxy.lab.scenario.workspace import Workspace
 from kproxy.lab.scenario.zygote import Zygote
 from kproxy.lab.traffic.probe import Holding, Probe, probe_all
 from kproxy.lab.traffic.responder import Responder
-from kproxy.lab.traffic.wire import Outcome
+from kproxy.lab.traffic.wire import Outcome, join_host_port
 
 NONE = "none"
 
@@ -83,10 +83,14 @@ class Runner:
             fault = CheckResult("the file", False, "a scenario", str(scenario.error))
             return result(scenario.name, mode, checks=[fault])
         act = _Act(scenario, choice, self)
+        if not act.claims_anything:
+            act.skip_all()
+            return act.result(mode)
         try:
-            with Stage(
-                scenario, choice, self._workspace, self._responder, self._zygote
-            ) as stage, act:
+            with (
+                Stage(scenario, choice, self._workspace, self._responder, self._zygote) as stage,
+                act,
+            ):
                 act.play(stage)
                 if before_end is not None:
                     before_end(stage, act.result(mode))
@@ -140,15 +144,27 @@ class _Act:
         for number, step in enumerate(self.scenario.steps):
             self.step = number
             self.place = f"update {number}" if number else "objects"
-            if self.claimed or any(self._claims(flow) for flow in step.flows):
-                stage.perform(number, step)
-            else:
-                stage.perform(number, step)
+            stage.perform(number, step)
             for group in _groups(list(self._claimed_flows(step.flows))):
                 self._send(stage, group)
             checks, skipped = run_checks(stage, step, number, self.claimed)
             self.checks += checks
             self.skipped += skipped
+
+    @property
+    def claims_anything(self) -> bool:
+        """False when building the lab would show nothing."""
+        return self.claimed and any(
+            step.expect_sets is not None
+            or step.expect_martian_drop is not None
+            or any(self._claims(flow) for flow in step.flows)
+            for step in self.scenario.steps
+        )
+
+    def skip_all(self) -> None:
+        for number, step in enumerate(self.scenario.steps):
+            self.step = number
+            list(self._claimed_flows(step.flows))
 
     @property
     def claimed(self) -> bool:
@@ -234,8 +250,6 @@ class _Act:
 
 def _known(stage: Stage) -> frozenset[str]:
     """``ip:port`` of everything that answers as an endpoint."""
-    from kproxy.lab.traffic.wire import join_host_port
-
     return frozenset(
         join_host_port(endpoint.address, port)
         for endpoint in stage.layout.endpoints

@@ -104,8 +104,8 @@ class SetsExpected(Strict, frozen=True):
     ``null`` for ``cluster`` and ``local`` means that no rule uses that set.
     """
 
-    cluster: tuple[str, ...] | None | msgspec.UnsetType = msgspec.UNSET
-    local: tuple[str, ...] | None | msgspec.UnsetType = msgspec.UNSET
+    cluster: tuple[str, ...] | msgspec.UnsetType | None = msgspec.UNSET
+    local: tuple[str, ...] | msgspec.UnsetType | None = msgspec.UNSET
     all: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     has_any: bool | msgspec.UnsetType = msgspec.UNSET
 

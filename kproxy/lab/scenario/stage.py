@@ -11,7 +11,9 @@ from typing import Self
 from kproxy.backends.registry import Choice
 from kproxy.core.objects import Family, Protocol, family_of
 from kproxy.errors import LabError
+from kproxy.kernel import sysctl
 from kproxy.kernel.command import run
+from kproxy.kernel.netns import entered
 from kproxy.lab.apply import Builder
 from kproxy.lab.plan import plan
 from kproxy.lab.scenario.build import CONTROL_PORT, NODE, Layout, build, node_spots
@@ -25,6 +27,11 @@ from kproxy.lab.traffic.responder import Listener, Responder
 
 #: Owner of the runner's listeners on the node's own addresses.
 _NODE_LISTENERS = "node listeners"
+
+_BRIDGE_SYSCTLS = (
+    "net/bridge/bridge-nf-call-iptables",
+    "net/bridge/bridge-nf-call-ip6tables",
+)
 
 #: Seconds of silence that count as none coming: a refusal or an answer takes well under 10 ms, and
 #: the control flow sent after it shows that the machine was not just slow.
@@ -64,6 +71,7 @@ class Stage:
             undo.callback(self.builder.close)
             undo.callback(self._release)
             self.builder.apply(plan(None, self.layout.network))
+            self._leave_bridges_alone()
             for address, host, listener in self.layout.listeners:
                 self._listen(address, host, listener)
             if self.choice is not None and self._zygote is not None:
@@ -88,6 +96,14 @@ class Stage:
     def fd(self, host: str) -> int:
         """Namespace of a host; the descriptor belongs to the stage."""
         return self.builder.fd(host)
+
+    def _leave_bridges_alone(self) -> None:
+        """With br_netfilter a pod's packet is translated before it is routed, inside the bridge,
+        and cannot leave by the port it came from (hairpin): here the node routes between pods."""
+        with entered(self.fd(NODE)):
+            for name in _BRIDGE_SYSCTLS:
+                if sysctl.read(name) not in (None, "0"):
+                    sysctl.write(name, "0")
 
     def _owner(self, address: str) -> str:
         return f"{self.home} {address}"

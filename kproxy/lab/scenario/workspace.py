@@ -1,8 +1,8 @@
 """Private directories of running scenarios, and the sweep after runs that were killed.
 
-Each run holds a directory below /run/kproxy/scenario with a lock on it, and writes the name of every
-namespace there before it makes it. A directory whose lock is free belongs to nobody: the next run
-removes the namespaces that it names, and then the directory.
+Each run holds a directory below /run/kproxy/scenario with a lock on it, and writes the name of
+every namespace there before it makes it. A directory whose lock is free belongs to nobody: the next
+run removes the namespaces that it names, and then the directory.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import pickle
 import signal
 import socket
 import sys
+import traceback
 from typing import NoReturn, Self
 
 from kproxy.config import Config
@@ -115,8 +116,8 @@ def _fork(commands: socket.socket, namespace: int, launch: Launch) -> int:
     try:
         commands.close()
         status = _be_proxy(namespace, launch)
-    except BaseException as error:
-        sys.stderr.write(f"proxy: {type(error).__name__}: {error}\n")
+    except BaseException:  # noqa: BLE001  a forked copy of the runner must end here, come what may
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

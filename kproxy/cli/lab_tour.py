@@ -1,0 +1,115 @@
+"""``kproxy lab tour``: every mode of this kernel with real traffic, and a lab to go on with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from kproxy.cli.common import emit, output_option, table
+from kproxy.cli.lab_options import DEFAULT_LAB
+from kproxy.cli.lab_up import complete_modes, complete_topologies, next_commands, note, progress
+from kproxy.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from kproxy.core.objects import Family
+    from kproxy.lab.topology import Topology
+    from kproxy.lab.tour import ModeResult, Report
+
+_SIGNS = {True: "\u2713", False: "\u2717", None: "\u2013"}
+
+
+@click.command()
+@click.argument("topology", default="standard", shell_complete=complete_topologies)
+@click.option(
+    "--mode",
+    "modes",
+    metavar="M,…",
+    default="",
+    shell_complete=complete_modes,
+    help="Only these, as kproxy doctor names them; all by default.",
+)
+@output_option("json", "yaml")
+def command(topology: str, modes: str, output: str | None) -> None:
+    """Try every mode that this kernel has, with real packets over IPv4 and IPv6.
+
+    Each mode gets a lab of its own, which is taken down again. In the end the lab "lab" is up in
+    the default mode, to go on with; if it was up already it is left as it was.
+    """
+    import msgspec
+
+    from kproxy.lab import catalogue, tour
+
+    wanted = catalogue.load(topology)
+    with progress() as step:
+        only = [mode for mode in modes.split(",") if mode]
+        report = tour.run(wanted, only, say=note, step=step)
+        step("bringing a lab up to go on with")
+        came = _stay(wanted)
+    if output:
+        emit(msgspec.to_builtins(report), output)
+    else:
+        _show(report)
+        click.echo(f"\n{came}")
+    if not report.ok:
+        raise CheckFailed("not everything works here", hint="see: kproxy doctor")
+
+
+def _stay(topology: Topology) -> str:
+    """Have a lab up in the default mode; what to say about it."""
+    from kproxy.backends import registry
+    from kproxy.lab import lifecycle, state
+
+    lab = state.find(DEFAULT_LAB)
+    if lab is None:
+        choice = registry.resolve(registry.parse("iptables"))
+        lab = lifecycle.up(DEFAULT_LAB, topology, choice, say=note).lab
+        came = "is up"
+    else:
+        came = "was up already and is left as it was"
+    mode = f"{lab.mode}-{lab.variant}" if lab.variant else lab.mode
+    services = [obj for obj in lifecycle.objects_of(lab.name) if obj["kind"] == "Service"]
+    lines = [
+        f"lab {lab.name} {came}: topology {lab.topology.name}, mode {mode}. Worth trying next:"
+    ]
+    return "\n".join([*lines, *(f"  {line}" for line in next_commands(lab, services))])
+
+
+def _show(report: Report) -> None:
+    from kproxy.lab.tour import CHECKS
+
+    table(("mode", "family", *CHECKS), [row for mode in report.modes for row in _rows(mode)])
+    for mode in report.modes:
+        for line in _remarks(mode):
+            click.echo(f"  {line}")
+
+
+def _rows(mode: ModeResult) -> list[tuple[str, ...]]:
+    from kproxy.lab.tour import CHECKS
+
+    signs = {(r.family, r.check): _SIGNS[r.ok] for r in mode.results}
+    families = dict.fromkeys([r.family for r in mode.results] + [f for f, _ in mode.lacking])
+    return [
+        (mode.mode, _family(f), *(signs.get((f, check), _SIGNS[None]) for check in CHECKS))
+        for f in sorted(families)
+    ]
+
+
+def _remarks(mode: ModeResult) -> list[str]:
+    """Why a cell is not a tick: one line for each reason."""
+    lines = [
+        f"{_SIGNS[r.ok]} {mode.mode} {_family(r.family)} {r.check}: {r.detail}"
+        for r in mode.results
+        if r.detail
+    ]
+    reasons: dict[str, list[str]] = {}
+    for family, why in mode.lacking:
+        reasons.setdefault(why, []).append(_family(family))
+    return lines + [
+        f"{_SIGNS[None]} {mode.mode} {' and '.join(families)}: {why}"
+        for why, families in reasons.items()
+    ]
+
+
+def _family(family: Family) -> str:
+    return f"IPv{int(family)}"

@@ -1,0 +1,67 @@
+"""Fresh network namespaces with the host's iptables in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from kproxy.backends.iptables.door import ToolDoor
+from kproxy.backends.iptables.held import parse
+from kproxy.backends.iptables.rules import Table
+from kproxy.backends.iptables.script import Variant
+from kproxy.core.objects import Family
+from kproxy.kernel import netns
+
+#: Every kind of kernel iptables.
+KERNEL = [
+    pytest.param(family, variant, id=f"{variant}-ipv{family.value}")
+    for family in Family
+    for variant in Variant
+]
+
+
+@contextmanager
+def scratch() -> Iterator[None]:
+    """The calling thread in a new namespace, with a lock of its own: the default one is shared by
+    all namespaces of a host."""
+    before = os.environ.get("XTABLES_LOCKFILE")
+    with TemporaryDirectory() as folder, netns.fresh():
+        os.environ["XTABLES_LOCKFILE"] = str(Path(folder) / "lock")
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["XTABLES_LOCKFILE"]
+            else:
+                os.environ["XTABLES_LOCKFILE"] = before
+
+
+def restored(
+    family: Family,
+    variant: Variant,
+    rows: Mapping[Table, Sequence[str]],
+    chains: Sequence[str],
+) -> dict[Table, list[str]]:
+    """What the save tool prints after these rows were restored into new ``chains``; chain by
+    chain, in the order in which they first occur in ``rows``."""
+    text = "".join(
+        "\n".join([f"*{table}", *(f":{chain} - [0:0]" for chain in chains), *lines, "COMMIT", ""])
+        for table, lines in rows.items()
+    )
+    with scratch():
+        door = ToolDoor(family, variant)
+        door.restore([text.encode()])
+        saved = parse(door.save())
+    return {
+        table: [
+            row
+            for chain in dict.fromkeys(line.split()[1] for line in lines)
+            for row in saved[table][chain]
+        ]
+        for table, lines in rows.items()
+    }

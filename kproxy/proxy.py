@@ -18,16 +18,37 @@ from kproxy.backends import registry
 from kproxy.backends.base import Applied, Backend, Syncer
 from kproxy.config import Config
 from kproxy.core.events import Delta
-from kproxy.core.objects import Family
+from kproxy.core.objects import EndpointSlice, Family, Node, ObjectKey, Value
 from kproxy.core.planner import Planner
 from kproxy.core.settings import node_settings, primary_family
 from kproxy.core.snapshot import NodeSettings, Snapshot
-from kproxy.core.tracker import Changes, Tracker
-from kproxy.errors import KernelError, KproxyError, MachineError
+from kproxy.core.tracker import Changes, Counts, Tracker
+from kproxy.errors import ApplyError, CommandError, KernelError, KproxyError, MachineError
 from kproxy.kernel.addresses import host_addresses
 from kproxy.status import FamilyStatus
 
 _log = logs.get("proxy")
+
+
+class SyncRecord(Value, frozen=True):
+    """How one sync of one family went.
+
+    ``at`` is when it ended (seconds since the epoch), ``seconds`` how long it took. ``full``: the
+    kernel was read and everything compared. ``refused``: the kernel did not take a transaction.
+    ``tables`` counts what was written, by table. ``latencies`` are the seconds from a change in
+    the cluster to the kernel's acknowledgement, one for each slice that says when it changed.
+    ``foreign``: the kernel was found changed by others, and was mended.
+    """
+
+    family: Family
+    ok: bool
+    at: float
+    seconds: float
+    full: bool
+    refused: bool = False
+    tables: tuple[tuple[str, int], ...] = ()
+    latencies: tuple[float, ...] = ()
+    foreign: bool = False
 
 
 class NodeProxy:
@@ -35,6 +56,9 @@ class NodeProxy:
 
     def __init__(self, config: Config, node_name: str, choice: registry.Choice) -> None:
         self.choice = registry.resolve(choice)
+        #: Of the last sync, one for each family.
+        self.records: tuple[SyncRecord, ...] = ()
+        self._started = time.time()
         self._config = config
         self._node_name = node_name
         self._tracker = Tracker()
@@ -51,7 +75,7 @@ class NodeProxy:
         """
         self._tracker.apply(first)
         self._addresses = host_addresses()
-        primary = primary_family(self._config, self._tracker.node(self._node_name), self._addresses)
+        primary = primary_family(self._config, self.node, self._addresses)
         served, skipped = [], []
         for family in Family:
             backend = registry.create(self.choice, family)
@@ -75,11 +99,11 @@ class NodeProxy:
         are read.
         """
         for delta in deltas:
-            self._tracker.apply(delta)
+            self.take_in(delta)
         if full or moved:
             self._read_addresses()
         changes = self._tracker.take()
-        node = self._tracker.node(self._node_name)
+        node = self.node
         jobs = [
             self._pool.submit(
                 family.sync,
@@ -91,8 +115,14 @@ class NodeProxy:
             for family in self._families
         ]
         # Every job is waited for, whatever happened in another one.
-        results = [job.result() for job in jobs]
-        return all(results)
+        self.records = tuple([job.result() for job in jobs])
+        return all(record.ok for record in self.records)
+
+    def take_in(self, delta: Delta) -> None:
+        """Know of a change; the next sync brings it to the kernel."""
+        for family in self._families:
+            family.note_triggers(self._tracker, delta, self._started)
+        self._tracker.apply(delta)
 
     def _read_addresses(self) -> None:
         """Those known before stay in force when the kernel does not answer."""
@@ -100,6 +130,26 @@ class NodeProxy:
             self._addresses = host_addresses()
         except KernelError as refused:
             _log.warning("addresses are not known anew", why=refused)
+
+    @property
+    def node(self) -> Node | None:
+        """The Node that this process stands for, when it is known."""
+        return self._tracker.node(self._node_name)
+
+    @property
+    def served(self) -> tuple[Family, ...]:
+        """The families that this machine serves."""
+        return tuple(family.family for family in self._families)
+
+    @property
+    def plans(self) -> tuple[tuple[Snapshot, Any], ...]:
+        """Of each family what is in force: the plan, and what the mode made of it."""
+        return tuple(family.in_force for family in self._families if family.in_force is not None)
+
+    @property
+    def seen(self) -> Counts:
+        """How many changes of objects were ever taken in."""
+        return self._tracker.total
 
     @property
     def statuses(self) -> tuple[FamilyStatus, ...]:
@@ -152,15 +202,37 @@ class _FamilyProxy:
         self.family = family
         self.status = FamilyStatus(family=int(family))
         self.refusals: tuple[str, ...] = ()
+        self.in_force: tuple[Snapshot, Any] | None = None
         self._planner = Planner(family)
         self._syncer = Syncer(backend)
         self._lost_plan = False
+        #: Slice -> when the oldest change happened that the kernel has not acknowledged.
+        self._triggers: dict[ObjectKey, float] = {}
 
-    def sync(self, tracker: Tracker, settings: NodeSettings, changes: Changes, full: bool) -> bool:
+    def note_triggers(self, tracker: Tracker, delta: Delta, since: float) -> None:
+        """Remember when the changes of slices happened; what is older than ``since`` does not
+        count: a proxy that was not there yet could not be late."""
+        for obj in delta.upserted:
+            if not isinstance(obj, EndpointSlice) or obj.trigger <= since:
+                continue
+            known = (
+                old.trigger for old in tracker.slices_of(obj.service_key) if old.key == obj.key
+            )
+            if obj.family is self.family and obj.trigger not in known:
+                self._triggers.setdefault(obj.key, obj.trigger)
+        for ref in delta.deleted:
+            if ref.kind == "EndpointSlice":
+                self._triggers.pop(ref.key, None)
+
+    def sync(
+        self, tracker: Tracker, settings: NodeSettings, changes: Changes, full: bool
+    ) -> SyncRecord:
         begun = time.monotonic()
+        agreed = not self._syncer.reads
+        if full:
+            self._syncer.forget()
+        reads = self._syncer.reads
         try:
-            if full:
-                self._syncer.forget()
             # A planner that broke off has not taken its changes in: everything is planned anew.
             wanted = None if self._lost_plan else changes
             self._lost_plan = True
@@ -169,16 +241,30 @@ class _FamilyProxy:
             applied = self._syncer.sync(snapshot)
         except KproxyError as refused:
             self._failed(str(refused))
-            return False
+            refusal = isinstance(refused, ApplyError | CommandError)
+            return self._record(begun, ok=False, full=reads, refused=refusal)
         except Exception as fault:  # noqa: BLE001
             # A fault of ours must not end the proxy of a node: what is in force stays in force,
             # and the next try starts from nothing.
             _log.fault("sync broke off", fault, family=int(self.family))
             self._syncer.forget()
             self._failed(f"{type(fault).__name__}: {fault}")
-            return False
+            return self._record(begun, ok=False, full=reads)
+        before, self.in_force = self.in_force, (snapshot, self._syncer.desired)
         self._synced(snapshot, applied, time.monotonic() - begun)
-        return True
+        # The plan is the same and was in force: what had to be written, somebody else took away.
+        foreign = agreed and before is not None and before[0] is snapshot and applied.written > 0
+        return self._record(begun, ok=True, full=reads, tables=applied.tables, foreign=foreign)
+
+    def _record(self, begun: float, *, ok: bool, full: bool, **more: Any) -> SyncRecord:
+        at = time.time()
+        latencies: tuple[float, ...] = ()
+        if ok:
+            # Clocks of two machines: a change from the future took no time.
+            latencies = tuple(max(0.0, at - trigger) for trigger in self._triggers.values())
+            self._triggers.clear()
+        seconds = time.monotonic() - begun
+        return SyncRecord(self.family, ok, at, seconds, full, latencies=latencies, **more)
 
     def _failed(self, reason: str) -> None:
         failures = self.status.failures + 1

@@ -62,11 +62,15 @@ def _forbidden(terminal: pytest.TerminalReporter) -> list[str]:
     return [reason for reason in _skips(terminal) if reason not in MAY_BE_SKIPPED]
 
 
+#: How a run ends in which nothing failed.
+_NOTHING_FAILED = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A skip for a reason of its own makes a good run a failed one."""
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")
-    if terminal is not None and session.exitstatus == pytest.ExitCode.OK and _forbidden(terminal):
+    if terminal is not None and session.exitstatus in _NOTHING_FAILED and _forbidden(terminal):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Generic, Protocol, TypeVar
 
+import msgspec
+
 from kproxy.core.objects import Family, PortName, Value
 from kproxy.core.snapshot import Snapshot
 from kproxy.errors import KernelError
@@ -22,13 +24,15 @@ Patch = TypeVar("Patch")
 class Applied(Value, frozen=True):
     """What one sync did. ``full``: the kernel was read and everything compared.
 
-    ``written`` counts objects of the mode (rules, elements, servers) sent to the kernel,
-    ``refused`` the service ports that the kernel did not take and why.
+    ``written`` counts objects of the mode (rules, elements, servers) sent to the kernel, ``tables``
+    the same by table in modes that have tables, ``refused`` the service ports that the kernel did
+    not take and why.
     """
 
     full: bool
     written: int = 0
     refused: tuple[tuple[PortName, str], ...] = ()
+    tables: tuple[tuple[str, int], ...] = ()
 
 
 class Backend(Protocol[Desired, Actual, Patch]):
@@ -80,6 +84,11 @@ class Syncer(Generic[Desired, Actual, Patch]):
         """What the last Snapshot asked for, whether or not the kernel took it."""
         return self._desired
 
+    @property
+    def reads(self) -> bool:
+        """Whether the next sync reads the kernel and compares everything."""
+        return self._actual is None
+
     def forget(self) -> None:
         """The kernel may have been changed by others: the next sync reads it."""
         self._actual = None
@@ -87,7 +96,7 @@ class Syncer(Generic[Desired, Actual, Patch]):
     def sync(self, snapshot: Snapshot) -> Applied:
         """Bring the kernel to the Snapshot. On KernelError the next call starts by reading."""
         desired = self._desired = self.backend.render(snapshot, self._desired)
-        full = self._actual is None
+        full = self.reads
         try:
             actual = self.backend.read() if self._actual is None else self._actual
             patch = self.backend.diff(desired, actual)
@@ -96,4 +105,4 @@ class Syncer(Generic[Desired, Actual, Patch]):
             self._actual = None
             raise
         self._actual = self.backend.settled(desired)
-        return Applied(full, applied.written, applied.refused)
+        return msgspec.structs.replace(applied, full=full)

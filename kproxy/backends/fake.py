@@ -1,9 +1,9 @@
 """An in-memory iptables kernel with real semantics, behind the same door as the host's tools.
 
 It takes restore text and gives save text. It refuses what the kernel and the tools refuse: unknown
-tables, chains, options and jumps, deleting what is in use or not empty, names and comments that are
-too long. Each table is committed as a whole or stays as it was. It is a verified fake: one table of
-scripts is run here and on the kernel, and both must end alike.
+tables, chains, options and jumps, names that are too long, deleting what is in use or not empty.
+Each table is committed as a whole or stays as it was. It is a verified fake: one table of scripts
+is run here and on the kernel, and both must end alike.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ TRANSPORTS = ("tcp", "udp", "sctp")
 
 MAX_CHAIN_NAME = 28
 MAX_COMMENT = 255
+_LONG_COMMENT = re.compile(rf'(--comment "[^"]{{{MAX_COMMENT}}})[^"]+"')
 
 
 class _Refused(Exception):
@@ -240,6 +241,8 @@ _VERBS: dict[str, Callable[[str, dict[str, list[str]], str], None]] = {
 
 
 def _rule(chain: str, spec: str) -> str:
+    """As it is kept: xt_comment cuts what is too long."""
+    spec = _LONG_COMMENT.sub(r'\1"', spec)
     return f"-A {chain} {spec}" if spec else f"-A {chain}"
 
 
@@ -273,8 +276,6 @@ def _check_rule(table: str, work: Mapping[str, list[str]], spec: str) -> None:
             raise _Refused(f"option {word} needs an argument")
         if word == "-p":
             protocol = values[0] or ""
-        if word == "--comment" and len(values[0] or "") > MAX_COMMENT:
-            raise _Refused("comment too long")
 
 
 def _extension(

@@ -5,7 +5,7 @@ A mode's code is imported when a backend of it is made: a daemon in one mode nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kproxy.backends.base import Backend
@@ -24,12 +24,16 @@ class Built(Value, frozen=True):
 
     ``make(family, variant)`` gives its backend, ``detect()`` the variant that this host uses, and
     ``text(snapshot, variant)`` its rules for reading, without a look at any host.
+    ``counts(desired)`` are its objects in force by table, and ``prepare(backend, snapshot)`` does
+    what needs more rights than the daemon may have; it returns the sysctls that it set.
     """
 
     variants: tuple[str, ...]
     make: Callable[[Family, str], AnyBackend]
     detect: Callable[[], str]
     text: Callable[[Snapshot, str], Iterator[str]]
+    counts: Callable[[Any], Mapping[str, int]]
+    prepare: Callable[[Any, Snapshot], tuple[tuple[str, str], ...]]
 
 
 def _iptables(family: Family, variant: str) -> AnyBackend:
@@ -51,10 +55,29 @@ def _iptables_text(snapshot: Snapshot, variant: str) -> Iterator[str]:
     return IptablesBackend(snapshot.family, variant, machine=Machine()).text(snapshot)
 
 
+def _iptables_counts(desired: Any) -> Mapping[str, int]:
+    from kproxy.backends.iptables.counts import rules_by_table
+
+    return rules_by_table(desired)
+
+
+def _iptables_prepare(backend: Any, snapshot: Snapshot) -> tuple[tuple[str, str], ...]:
+    from kproxy.backends.iptables.prepare import prepare
+
+    return prepare(backend, snapshot)
+
+
 #: Modes that are not here come in later versions. The first variant is the one that is shown when
 #: nobody says which.
 _BUILT: dict[str, Built] = {
-    "iptables": Built(("nft", "legacy"), _iptables, _iptables_variant, _iptables_text),
+    "iptables": Built(
+        variants=("nft", "legacy"),
+        make=_iptables,
+        detect=_iptables_variant,
+        text=_iptables_text,
+        counts=_iptables_counts,
+        prepare=_iptables_prepare,
+    ),
 }
 
 
@@ -117,3 +140,13 @@ def text(choice: Choice, snapshot: Snapshot) -> Iterator[str]:
     built = _BUILT[choice.mode]
     variant = built.variants[0] if choice.variant == AUTO else choice.variant
     return built.text(snapshot, variant)
+
+
+def counts(mode: str, desired: Any) -> Mapping[str, int]:
+    """How many objects (rules, elements) of each table ``desired`` puts in force."""
+    return _BUILT[mode].counts(desired)
+
+
+def prepare(mode: str, backend: AnyBackend, snapshot: Snapshot) -> tuple[tuple[str, str], ...]:
+    """What a mode needs done with more rights than its daemon may have; the sysctls it set."""
+    return _BUILT[mode].prepare(backend, snapshot)

@@ -35,6 +35,7 @@ def command(
     if bool(filenames) == bool(words):
         raise UsageError("nothing to delete is named", hint="give -f PATH, or KIND NAME…")
     read = read_paths(filenames)
-    keys = [*(edits.key_of(raw.obj) for raw in read.objects), *edits.parse_names(words, namespace)]
+    named = edits.parse_names(words, namespace)
+    keys = [*edits.keys_of(read.objects), *named]
     done = changes.delete(chosen_lab(lab), keys, ignore_missing=ignore_not_found)
     show(done, read.refusals)

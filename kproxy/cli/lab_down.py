@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kproxy.cli.lab_options import chosen_lab, name_option
+from kproxy.cli.lab_options import called, chosen_lab, name_option
 
 
 @click.command()
@@ -23,7 +23,7 @@ def command(lab: str | None, every: bool, forget: bool) -> None:
 
     for name in state.list_labs() if every else (chosen_lab(lab),):
         gone = lifecycle.down(name)
-        click.echo(f"lab {name} is down" if gone else f"lab {name} was not up")
+        click.echo(f"{called(name)} is down" if gone else f"{called(name)} was not up")
         if forget:
             state.forget_allocations(name)
     if left := state.list_labs():

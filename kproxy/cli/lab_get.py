@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -116,7 +115,7 @@ def _print(
     """Tables as kubectl prints them: plain on a terminal too, for people who know them."""
     import time
 
-    from kproxy.lab.tables import table_of
+    from kproxy.lab.tables import aligned, table_of
 
     now = time.time()
     shown = 0
@@ -138,15 +137,7 @@ def _print(
             rows = [(space, *row) for space, row in zip(spaces, rows, strict=True)]
         if shown:
             click.echo()
-        _columns(columns, rows)
+        click.echo("\n".join(aligned(columns, rows)))
         shown += len(objects)
     if not shown:
         click.echo("No resources found.", err=True)
-
-
-def _columns(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    lines = [list(columns), *map(list, rows)]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo("   ".join(cells).rstrip())

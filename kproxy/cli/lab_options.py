@@ -13,6 +13,12 @@ from kproxy.errors import KproxyError, LabError
 #: A lab's name when nobody gives one.
 DEFAULT_LAB = "lab"
 
+
+def called(lab: str) -> str:
+    """How a sentence names a lab: most people only ever have the one."""
+    return "the lab" if lab == DEFAULT_LAB else f"lab {lab}"
+
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kproxy.cli.common import emit, output_option, table
+from kproxy.cli.common import emit, output_option
 from kproxy.cli.lab_options import chosen_lab, name_option
 from kproxy.errors import CheckFailed
 
@@ -50,22 +50,32 @@ def command(lab: str | None, output: str | None) -> None:
 
 def _tables(results: tuple[Result, ...]) -> None:
     from kproxy.lab import ping
+    from kproxy.lab.tables import aligned
 
     hosts = [result for result in results if not result.attempt.service]
     services = [result for result in results if result.attempt.service]
     if hosts:
         made = ping.matrix("from \\ to", hosts)
-        table(made.columns, made.rows)
+        _print(aligned(made.columns, made.rows))
         click.echo()
     if services:
         made = ping.matrix("service \\ from", services)
         who = ping.answered_by(services)
         rows = [(*row, _names(who[row[0]])) for row in made.rows]
-        table((*made.columns, "answered by"), rows)
+        _print(aligned((*made.columns, "answered by"), rows))
         click.echo(
             f"{ping.ARRIVED} answered   {ping.REFUSED} refused, as it has no endpoint"
             f"   {ping.UNTRIED} not tried"
         )
+
+
+def _print(lines: list[str]) -> None:
+    """Marks stand out on a terminal; click takes the colours away in a pipe."""
+    for number, line in enumerate(lines):
+        line = click.style(line, bold=True) if number == 0 else line
+        for mark, colour in (("✓", "green"), ("✗", "red"), ("⊘", "cyan")):
+            line = line.replace(mark, click.style(mark, fg=colour))
+        click.echo(line)
 
 
 def _names(names: tuple[str, ...], most: int = 4) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kproxy.cli.common import emit, output_option, table
-from kproxy.cli.lab_options import DEFAULT_LAB
+from kproxy.cli.lab_options import DEFAULT_LAB, called
 from kproxy.cli.lab_up import complete_modes, complete_topologies, next_commands, note, progress
 from kproxy.errors import CheckFailed
 
@@ -27,7 +27,7 @@ _SIGNS = {True: "\u2713", False: "\u2717", None: "\u2013"}
     metavar="M,…",
     default="",
     shell_complete=complete_modes,
-    help="Only these, as kproxy doctor names them; all by default.",
+    help="Only these (iptables, iptables-nft, …); all by default.",
 )
 @output_option("json", "yaml")
 def command(topology: str, modes: str, output: str | None) -> None:
@@ -57,20 +57,22 @@ def command(topology: str, modes: str, output: str | None) -> None:
 
 def _stay(topology: Topology) -> str:
     """Have a lab up in the default mode; what to say about it."""
-    from kproxy.backends import registry
+    from kproxy.backends.registry import Choice
     from kproxy.lab import lifecycle, state
 
     lab = state.find(DEFAULT_LAB)
     if lab is None:
-        choice = registry.resolve(registry.parse("iptables"))
-        lab = lifecycle.up(DEFAULT_LAB, topology, choice, say=note).lab
+        lab = lifecycle.up(DEFAULT_LAB, topology, lifecycle.mode_of("iptables"), say=note).lab
         came = "is up"
     else:
+        # The very same again: mends a kproxy that has died, changes nothing else.
+        same = Choice(lab.mode, lab.variant)
+        lab = lifecycle.up(DEFAULT_LAB, lab.topology, same, say=note).lab
         came = "was up already and is left as it was"
     mode = f"{lab.mode}-{lab.variant}" if lab.variant else lab.mode
     services = [obj for obj in lifecycle.objects_of(lab.name) if obj["kind"] == "Service"]
     lines = [
-        f"lab {lab.name} {came}: topology {lab.topology.name}, mode {mode}. Worth trying next:"
+        f"{called(lab.name)} {came}: topology {lab.topology.name}, mode {mode}. Worth trying next:"
     ]
     return "\n".join([*lines, *(f"  {line}" for line in next_commands(lab, services))])
 

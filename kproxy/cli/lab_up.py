@@ -13,10 +13,10 @@ from click.shell_completion import CompletionItem
 
 from kproxy.cli.common import manifests_option
 from kproxy.cli.lab_apply import show
-from kproxy.cli.lab_options import DEFAULT_LAB, complete_labs
+from kproxy.cli.lab_options import DEFAULT_LAB, called, complete_labs
 
 if TYPE_CHECKING:
-    from kproxy.lab.state import LabState
+    from kproxy.lab.model import LabState
 
 
 def complete_topologies(
@@ -72,12 +72,11 @@ def command(
     Services come with the topology and from -f; what an API server would fill in is filled in. The
     same lab that is up already is left as it is; a different one under the same name is an error.
     """
-    from kproxy.backends import registry
     from kproxy.lab import catalogue, changes, lifecycle, state
     from kproxy.lab.edits import Edit
     from kproxy.lab.manifests import read_paths
 
-    choice = registry.resolve(registry.parse(mode))
+    choice = lifecycle.mode_of(mode)
     wanted = catalogue.scaled(catalogue.load(topology), nodes, pods)
     read = read_paths(filenames)
     begun = time.monotonic()
@@ -115,7 +114,7 @@ def summary(lab: LabState, took: str) -> str:
     mode = f"{lab.mode}-{lab.variant}" if lab.variant else lab.mode
     topology = lab.topology
     parts = (
-        f"lab {lab.name} is up {took}: {topology.name}",
+        f"{called(lab.name)} is up {took}: {topology.name}",
         f"mode {mode}",
         _count(len(lab.nodes), "node"),
         _count(len(lab.pods), "pod"),
@@ -139,14 +138,21 @@ def _count(number: int, noun: str) -> str:
 
 def next_commands(lab: LabState, services: list[dict[str, object]]) -> list[str]:
     """Three commands that work in this very lab."""
+    from kproxy.kernel.command import find
     from kproxy.lab.describe import first_node_port, first_reachable
 
     name = "" if lab.name == DEFAULT_LAB else f" --name {lab.name}"
-    lines = [f"kproxy lab ping{name}", f"kproxy lab graph{name}"]
+    lines = [
+        f"kproxy lab ping{name}",
+        f"kproxy lab graph{name}",
+        f"kproxy lab ls{name} -o wide",
+    ]
     port, inside = first_node_port(services), first_reachable(services)
+    if find("curl") is None:
+        return lines
     if port and lab.topology.clients:
         client, node = lab.topology.clients[0].name, lab.nodes[0]
         lines.insert(0, f"kproxy lab exec{name} {client} curl -s http://{node}:{port}/")
     elif inside and lab.pods:
         lines.insert(0, f"kproxy lab exec{name} {lab.pods[0].name} curl -s http://{inside}/")
-    return lines
+    return lines[:3]

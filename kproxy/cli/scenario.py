@@ -47,27 +47,30 @@ def run(
     """
     from kproxy.kernel import capabilities
     from kproxy.lab.scenario import exceptions, report
-    from kproxy.lab.scenario.runner import Runner, choices
+    from kproxy.lab.scenario.runner import Runner
+    from kproxy.lab.scenario.runner import modes as find_modes
 
     capabilities.require("kproxy scenario run", "CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW")
-    wanted = choices(name.strip() for name in modes.split(",") if name.strip())
-    if not wanted:
+    wanted = find_modes(name.strip() for name in modes.split(",") if name.strip())
+    if not wanted.choices:
         raise MachineError("no mode to run in", hint="kproxy doctor tells what this machine has")
     cases = [case for path in scenario_files(files) for case in _load(path) if only in case.name]
     table = exceptions.default_path()
     rows = exceptions.load(table) if table.exists() else ()
     show = _Screen(output)
     with Runner(rows, explain_failures=not no_explain) as runner:
-        keeper = _Keeper(keep, len(cases) * len(wanted))
-        for choice in wanted:
+        keeper = _Keeper(keep, len(cases) * len(wanted.choices))
+        for choice in wanted.choices:
             for case in cases:
                 show.result(runner.run(case, choice, before_end=keeper.look))
                 if keeper.done:
                     break
         if any(path.is_dir() for path in files) and not only and not keeper.done:
-            for unmet in runner.unused_rows(wanted):
+            for unmet in runner.unused_rows(wanted.choices):
                 show.result(unmet)
-    show.end()
+    for choice, reason in wanted.missing:
+        show.result(report.absent(str(choice), reason))
+    show.end(runner.seconds)
     sys.exit(report.exit_status(show.results))
 
 
@@ -106,13 +109,13 @@ class _Screen:
             return
         _rich(one)
 
-    def end(self) -> None:
+    def end(self, seconds: Sequence[float]) -> None:
         from kproxy.lab.scenario import report
 
         if self._json:
             click.echo(report.to_json(self.results))
         else:
-            click.echo(report.totals(self.results))
+            click.echo(report.totals(self.results, seconds))
 
 
 def _rich(one: Result) -> None:

@@ -29,6 +29,7 @@ PACKAGES = {
     "ip": "iproute2",
     "tc": "iproute2",
     "linux.uml": "user-mode-linux",
+    "rsvg": "librsvg2-bin",
 }
 
 

@@ -1,16 +1,24 @@
-"""Sysctls of the network namespace that the calling thread is in.
+"""Sysctls of the network namespace that the calling thread is in, and a record of what we changed.
 
 Names are paths below /proc/sys with slashes (``net/ipv4/ip_forward``), because interface names
-may hold dots.
+may hold dots. An absolute name is that file: conntrack's hash size is a parameter of its module.
+
+The record is one file for each network namespace, which its inode number names: a namespace has no
+other name that every process in it knows. It holds ``{name: [value before us, our value]}``.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 from kproxy.errors import KernelError
 
 _ROOT = Path("/proc/sys")
+
+#: Where the values that sysctls had before us are written down, for cleanup.
+RECORDS = Path("/run/kproxy")
 
 
 def read(name: str) -> str | None:
@@ -28,5 +36,72 @@ def write(name: str, value: str) -> None:
     except OSError as error:
         raise KernelError(
             f"cannot set {name}={value}: {error.strerror}",
-            hint=f"try: sysctl -w {name.replace('/', '.')}={value}",
+            hint=f"try: sysctl -w {name.replace('/', '.')}={value}"
+            if not name.startswith("/")
+            else f"try: echo {value} > {name}",
         ) from error
+
+
+def change(name: str, value: str, *, records: Path = RECORDS) -> bool:
+    """Set a value if it is another one, and remember what it was. Whether it had to be set.
+
+    KernelError as :func:`write`, also when there is no such sysctl.
+    """
+    before = read(name)
+    if before == value:
+        return False
+    write(name, value)
+    if before is not None:
+        # Read again: the kernel rounds some values, and the record must know ours when it sees it.
+        _remember(_record(records), name, before, read(name) or value)
+    return True
+
+
+def restore(*, records: Path = RECORDS) -> tuple[str, ...]:
+    """Set back what :func:`change` changed in this namespace; the names of what was set back.
+
+    Whoever set another value since then meant it: that one stays. KernelError when one cannot be
+    set back; then the record is kept.
+    """
+    record = _record(records)
+    done: list[str] = []
+    for name, (before, ours) in _recorded(record).items():
+        if read(name) == ours:
+            write(name, before)
+            done.append(name)
+    record.unlink(missing_ok=True)
+    return tuple(done)
+
+
+def _record(records: Path) -> Path:
+    return records / f"sysctl-{os.stat('/proc/thread-self/ns/net').st_ino}.json"
+
+
+def _recorded(record: Path) -> dict[str, list[str]]:
+    try:
+        values: dict[str, list[str]] = json.loads(record.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise KernelError(
+            f"unreadable: {error}", where=str(record), hint="delete it and set the sysctls by hand"
+        ) from error
+    return values
+
+
+def _remember(record: Path, name: str, before: str, ours: str) -> None:
+    """Written beside and moved in place: a crash leaves the old record or the new one.
+
+    What is recorded already stays the value to go back to, unless somebody set another one in
+    between: a namespace that reuses the number of a dead one finds that one's record.
+    """
+    record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    values = _recorded(record)
+    first = values.get(name)
+    if first is not None and first[1] == before:
+        before = first[0]
+    scratch = record.with_suffix(f".{os.getpid()}")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump({**values, name: [before, ours]}, file)
+    scratch.replace(record)

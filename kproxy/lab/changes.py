@@ -115,6 +115,8 @@ def _settle(old: LabState, wanted: LabState, grace: float) -> LabState:
 
     Pods of another template than their workload now has are replaced one by one afterwards.
     """
+    if wanted == old:
+        return old
     stale = [pod.name for pod in old.pods if _is_stale(wanted, pod)]
     final = wiring.place(wanted)
     stale = [name for name in stale if final.pod(name) is not None]

@@ -22,8 +22,9 @@ from kproxy import status
 from kproxy.errors import CheckFailed, KproxyError, LabError
 from kproxy.kernel import netns
 from kproxy.lab import state
+from kproxy.lab.model import LabState
 from kproxy.lab.network import namespace_name
-from kproxy.lab.state import LabState, Process, UndoLog
+from kproxy.lab.undo import Process, UndoLog, start_time
 from kproxy.lab.wiring import CLUSTER_CIDRS
 
 #: Seconds for a daemon to have the manifests in force; a first sync takes a fraction of one.
@@ -68,7 +69,7 @@ def _start_proxy(lab: LabState, node: str) -> Process:
     argv += ["--cluster-cidr", ranges]
     if lab.variant:
         argv += ["--iptables-variant", lab.variant]
-    state.host_dir(lab.name, node).mkdir(parents=True, exist_ok=True, mode=0o700)
+    state.private_dir(state.host_dir(lab.name, node))
     return _start(
         lab.name,
         ROLE_PROXY,
@@ -138,7 +139,7 @@ def _start(
             if pid == 0:
                 os.close(tell)
                 _become(argv, environment, output, go, namespace, inherit)
-        started = state.start_time(pid)
+        started = start_time(pid)
         if started is None:
             raise LabError(f"the {role} process of {host or lab} ended at once", where=str(log))
         process = Process(pid, started, role, host)

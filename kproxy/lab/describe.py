@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kproxy.lab.state import Pod
+from kproxy.lab.model import Pod
 
 #: Longer lists are cut: who wants all asks ``kproxy lab get``.
 _SHOWN = 12

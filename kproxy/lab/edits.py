@@ -68,6 +68,11 @@ def key_of(obj: Mapping[str, Any]) -> Key:
     return str(obj.get("kind")), meta.get("namespace") or "default", str(meta.get("name") or "")
 
 
+def keys_of(raws: Iterable[Raw]) -> tuple[Key, ...]:
+    """Keys of the objects among ``raws`` that a lab takes; others were never taken."""
+    return tuple(key_of(raw.obj) for raw in raws if raw.obj["kind"] in (*KINDS, workloads.KIND))
+
+
 def take(state: LabState, raws: Iterable[Raw], allocations: Allocations, *, now: str) -> Edit:
     """Create or replace objects. ``now`` is a creationTimestamp (RFC 3339).
 
@@ -91,10 +96,9 @@ def take(state: LabState, raws: Iterable[Raw], allocations: Allocations, *, now:
         else:
             skipped[kind] += 1
     found = fill(_with_pods_to_come(state), allocations).refusals
-    bad = {(refusal.kind, *refusal.key.split("/", 1)) for refusal in found}
-    state = _restored(state, before, {key for key in places if key in bad})
     refusals += [refusal for refusal in found if _key(refusal) in places]
-    refused = {_key(refusal) for refusal in refusals}
+    refused = {_key(refusal) for refusal in refusals if refusal.whole}
+    state = _restored(state, before, refused)
     return Edit(
         state,
         tuple(_outcome(before, state, key) for key in places if key not in refused),

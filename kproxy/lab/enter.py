@@ -14,8 +14,8 @@ from typing import NoReturn
 from kproxy.errors import UsageError
 from kproxy.kernel import mount, netns
 from kproxy.lab import daemons, state
+from kproxy.lab.model import LabState
 from kproxy.lab.names import host_of
-from kproxy.lab.state import LabState
 
 
 def environment(lab: LabState, host: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from kproxy.backends import registry
 from kproxy.backends.registry import Choice
 from kproxy.core.objects import Value
 from kproxy.errors import LabError, UsageError
@@ -32,12 +33,13 @@ from kproxy.lab.apply import Builder
 from kproxy.lab.controllers import fill
 from kproxy.lab.edits import Edit
 from kproxy.lab.manifests import Raw
+from kproxy.lab.model import LabState
 from kproxy.lab.names import hosts_file
-from kproxy.lab.network import End, Host, Link, Network
+from kproxy.lab.network import End, Host, Link, Network, namespace_name
 from kproxy.lab.plan import plan
-from kproxy.lab.state import LabState, UndoLog
 from kproxy.lab.topology import Topology
 from kproxy.lab.topology_file import NAME
+from kproxy.lab.undo import UndoLog
 
 #: The one file in the manifests folder: replaced as a whole, so no proxy sees half a change.
 CLUSTER_FILE = "cluster.json"
@@ -61,6 +63,18 @@ class Made(Value, frozen=True):
     edit: Edit | None
 
 
+def mode_of(name: str) -> Choice:
+    """The mode and variant that a name means in a lab. UsageError for an unknown one.
+
+    Without a variant it is the one of this machine's tools: nodes of a lab have no other programs
+    whose choice would count, and the rules of the machine itself are not looked at.
+    """
+    choice = registry.parse(name)
+    capabilities.require("a lab", "CAP_SYS_ADMIN", "CAP_NET_ADMIN")
+    with netns.fresh():
+        return registry.resolve(choice)
+
+
 def up(
     name: str,
     topology: Topology,
@@ -78,17 +92,17 @@ def up(
     again, and ``raws`` are not looked at; a different one under that name is a LabError.
     """
     _check_name(name)
-    edit = _wanted(name, topology, choice, raws)
-    wanted = wiring.place(edit.state)
-    wanted = msgspec.structs.replace(wanted, network=_network_of(wanted))
     with state.lock(name):
+        edit = _wanted(name, topology, choice, raws)
+        wanted = wiring.place(edit.state)
+        wanted = msgspec.structs.replace(wanted, network=_network_of(wanted))
         there = state.find(name)
         if there is not None:
             return Made(_again(there, wanted, say), None)
         if UndoLog(name).exists():
             say(f"lab {name} was left half made: cleaning it first")
             _take_down(name)
-        _check_machine(wanted)
+        _check_names(wanted)
         try:
             UndoLog(name).begin()
             _try_shapes(wanted)
@@ -192,6 +206,14 @@ def _again(there: LabState, wanted: LabState, say: Say) -> LabState:
             f"lab {there.name} is up with another {' and '.join(differ)}",
             hint=f"first: kproxy lab down --name {there.name}; or give this one another --name",
         )
+    missing = [
+        h.name for h in there.network.hosts if not netns.exists(namespace_name(there.name, h.name))
+    ]
+    if missing:
+        raise LabError(
+            f"lab {there.name} has lost namespaces: {', '.join(missing)}",
+            hint=f"take it down and up again: kproxy lab down --name {there.name}",
+        )
     with daemons.Watch(there) as watch:
         running = daemons.alive(there.name, daemons.ROLE_PROXY)
         dead = [node for node in there.nodes if node not in running]
@@ -232,9 +254,8 @@ def _check_name(name: str) -> None:
         )
 
 
-def _check_machine(lab: LabState) -> None:
-    """MachineError or LabError before anything is built, if it cannot be built here."""
-    capabilities.require("a lab", "CAP_SYS_ADMIN", "CAP_NET_ADMIN")
+def _check_names(lab: LabState) -> None:
+    """LabError, before anything is recorded, if a name is taken by somebody else."""
     for host in lab.network.hosts:
         name = lab.network.namespace(host.name)
         if netns.exists(name):

@@ -8,8 +8,8 @@ from typing import Any
 
 from kproxy.errors import LabError
 from kproxy.lab import wiring
+from kproxy.lab.model import LabState
 from kproxy.lab.network import Host
-from kproxy.lab.state import LabState
 
 #: A cluster's default DNS domain.
 CLUSTER_DOMAIN = "cluster.local"

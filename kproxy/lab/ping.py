@@ -291,7 +291,9 @@ def matrix(corner: str, results: Iterable[Result]) -> Matrix:
     for result in results:
         cells.setdefault((result.attempt.row, result.attempt.column), []).append(result)
     rows = list(dict.fromkeys(row for row, _ in cells))
+    # Where rows are senders too, the diagonal is easier to read.
     columns = list(dict.fromkeys(column for _, column in cells))
+    columns = [row for row in rows if row in columns] + [c for c in columns if c not in rows]
     return Matrix(
         (corner, *columns),
         tuple((row, *(_cell(cells.get((row, column), [])) for column in columns)) for row in rows),

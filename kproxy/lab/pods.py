@@ -21,8 +21,8 @@ from kproxy.errors import KproxyError, LabError
 from kproxy.kernel import netns
 from kproxy.lab import state
 from kproxy.lab.daemons import control_path
+from kproxy.lab.model import Pod
 from kproxy.lab.network import namespace_name
-from kproxy.lab.state import Pod
 from kproxy.lab.topology import Port
 from kproxy.lab.traffic import Listener, Responder
 

@@ -17,8 +17,9 @@ from kproxy.kernel import netns
 from kproxy.kernel.netlink import explained, open_route
 from kproxy.lab import daemons, state, wiring
 from kproxy.lab.lifecycle import cluster_file
+from kproxy.lab.model import LabState
 from kproxy.lab.network import namespace_name
-from kproxy.lab.state import LabState, Process
+from kproxy.lab.undo import Process
 
 #: linux/rtnetlink.h: route types worth a word; unicast needs none.
 _ROUTE_KINDS = {6: "blackhole", 7: "unreachable", 8: "prohibit"}

@@ -6,7 +6,7 @@ so that ``-o yaml`` shows what a cluster would show.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from kproxy.lab.controllers import Completed
 from kproxy.lab.controllers.naming import SERVICE_LABEL
 from kproxy.lab.state import LabState, Pod
 from kproxy.lab.topology import Workload
+from kproxy.lab.topology_file import UNDERLAY
 
 Object = Mapping[str, Any]
 
@@ -31,25 +32,48 @@ class Table(Value, frozen=True):
     rows: tuple[tuple[str, ...], ...]
 
 
+def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table in columns that are as wide as they must be, as kubectl prints them."""
+    lines = [list(columns), *map(list, rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return [
+        "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+
+
 # --- objects ----------------------------------------------------------------------------------
 
 
 def objects_of(
     kind: str, lab: LabState, done: Completed, born: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """All objects of a kind. ``born``: seconds since the epoch at which a host was made."""
+    """All objects of a kind. ``born``: seconds since the epoch at which a host was made.
+
+    What came with the topology is as old as the lab, that is, as its underlay.
+    """
+    return [_born(obj, born.get(UNDERLAY)) for obj in _objects(kind, lab, done, born)]
+
+
+def _objects(
+    kind: str, lab: LabState, done: Completed, born: Mapping[str, float]
+) -> list[dict[str, Any]]:
     if kind == "Pod":
         return [pod_object(pod, born.get(pod.name)) for pod in lab.pods]
     if kind == "Deployment":
         return [_deployment(load, lab) for load in lab.workloads]
     if kind == "Endpoints":
         return [_endpoints(service, done) for service in done.of("Service")]
-    found = [dict(obj) for obj in done.of(kind)]
-    for obj in found:
-        since = born.get(obj["metadata"]["name"]) if kind == "Node" else None
-        if since is not None:
-            obj["metadata"] = {**obj["metadata"], "creationTimestamp": _stamp(since)}
-    return found
+    if kind == "Node":
+        return [_born(obj, born.get(obj["metadata"]["name"])) for obj in done.of(kind)]
+    return [dict(obj) for obj in done.of(kind)]
+
+
+def _born(obj: Object, since: float | None) -> dict[str, Any]:
+    """``obj`` with the time of its creation, unless it has one."""
+    if since is None or "creationTimestamp" in obj["metadata"]:
+        return dict(obj)
+    return {**obj, "metadata": {**obj["metadata"], "creationTimestamp": _stamp(since)}}
 
 
 def _stamp(seconds: float) -> str:
@@ -295,6 +319,7 @@ def _workload(obj: Object, now: float) -> tuple[str, ...]:
         f"{status['readyReplicas']}/{spec['replicas']}",
         str(status["updatedReplicas"]),
         str(status["availableReplicas"]),
+        age(obj, now),
         ",".join(ports) or NONE,
         ",".join(f"{k}={v}" for k, v in spec["selector"]["matchLabels"].items()) or NONE,
     )
@@ -326,7 +351,7 @@ _KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], _Cells]] = {
         _node,
     ),
     "Deployment": (
-        ("NAME", "READY", "UP-TO-DATE", "AVAILABLE"),
+        ("NAME", "READY", "UP-TO-DATE", "AVAILABLE", "AGE"),
         ("PORTS", "LABELS"),
         _workload,
     ),

@@ -15,11 +15,11 @@ from typing import Any
 from kproxy import doctor
 from kproxy.backends import registry
 from kproxy.core.objects import Family, Protocol, Value, family_of
-from kproxy.errors import LabError
+from kproxy.errors import LabError, UsageError
 from kproxy.kernel import netns
 from kproxy.lab import lifecycle, state, wiring
 from kproxy.lab.manifests import Raw
-from kproxy.lab.state import LabState
+from kproxy.lab.model import LabState
 from kproxy.lab.topology import Topology, Workload
 from kproxy.lab.traffic import Outcome, Probe, Reach, probe_all
 
@@ -197,14 +197,14 @@ CHECKS: dict[
 
 
 def run(topology: Topology, modes: Iterable[str] = (), *, say: Say, step: Say) -> Report:
-    """Try each mode of ``modes`` (names with variant; empty: all that there are), one at a time."""
-    load = _busiest(topology)
+    """Try each mode of ``modes`` (with variant or without; empty: all there are), one at a time.
+
+    ``say`` hears what a user should know, ``step`` what is going on. UsageError for unknown modes.
+    """
+    load = busiest(topology)
     _clear(say)
-    wanted = set(modes)
     results: list[ModeResult] = []
-    for mode, findings in _by_mode(doctor.examine().modes).items():
-        if wanted and mode not in wanted:
-            continue
+    for mode, findings in _chosen(_by_mode(doctor.examine().modes), modes).items():
         works = tuple(f for f in topology.families if findings[f].works)
         lacking = tuple((f, _why(findings[f])) for f in topology.families if f not in works)
         tried = _try_mode(topology, load, mode, works, say, step) if works else ()
@@ -219,6 +219,19 @@ def _by_mode(
     for finding in findings:
         by_mode.setdefault(finding.name, {})[Family(finding.family)] = finding
     return by_mode
+
+
+def _chosen(
+    known: dict[str, dict[Family, doctor.ModeFinding]], names: Iterable[str]
+) -> dict[str, dict[Family, doctor.ModeFinding]]:
+    """Those that are named; a mode's name stands for all of its variants."""
+    chosen: set[str] = set()
+    for name in names:
+        matching = {mode for mode in known if name in (mode, mode.partition("-")[0])}
+        if not matching:
+            raise UsageError(f"unknown mode {name!r}", hint=f"there are: {', '.join(known)}")
+        chosen |= matching
+    return {mode: found for mode, found in known.items() if mode in chosen or not chosen}
 
 
 def _why(finding: doctor.ModeFinding) -> str:
@@ -251,14 +264,15 @@ def _try_mode(
     step(f"{mode}: bringing a lab up")
     try:
         choice = registry.parse(mode)
-        lab = lifecycle.up(LAB, topology, choice, _services(load), say=say).lab
+        lab = lifecycle.up(LAB, topology, choice, services_for(load), say=say).lab
         step(f"{mode}: sending traffic")
-        return tuple(_try_lab(lab, load, families))
+        return tuple(try_lab(lab, load, families))
     finally:
         _down()
 
 
-def _try_lab(lab: LabState, load: Workload, families: Sequence[Family]) -> Iterator[Result]:
+def try_lab(lab: LabState, load: Workload, families: Sequence[Family]) -> Iterator[Result]:
+    """All checks in a lab that is up with :func:`services_for` of ``load``."""
     services = {
         obj["metadata"]["name"]: obj
         for obj in lifecycle.objects_of(lab.name)
@@ -292,7 +306,7 @@ def _check(
 _FULL, _EMPTY = "kproxy-tour", "kproxy-tour-empty"
 
 
-def _busiest(topology: Topology) -> Workload:
+def busiest(topology: Topology) -> Workload:
     """The workload to try: the one with the most pods. LabError when there is none."""
     loads = [load for load in topology.workloads if load.replicas and load.ports and load.labels]
     if not loads:
@@ -303,7 +317,8 @@ def _busiest(topology: Topology) -> Workload:
     return max(loads, key=lambda load: load.replicas)
 
 
-def _services(load: Workload) -> tuple[Raw, ...]:
+def services_for(load: Workload) -> tuple[Raw, ...]:
+    """The services that the checks use: one for all ports of ``load``, one that selects nobody."""
     ports = [
         {
             "name": f"p{i}",

@@ -32,6 +32,7 @@ import msgspec
 
 from kproxy.core.objects import Family
 from kproxy.errors import LabError
+from kproxy.lab.model import LabState, Pod
 from kproxy.lab.network import (
     BASE_SYSCTLS,
     FORWARDING_SYSCTLS,
@@ -44,7 +45,6 @@ from kproxy.lab.network import (
     Route,
     RouteKind,
 )
-from kproxy.lab.state import LabState, Pod
 from kproxy.lab.topology import LinkSpec, Topology, Workload
 from kproxy.lab.topology_file import MAX_PODS_PER_NODE, UNDERLAY
 

@@ -12,8 +12,9 @@ import pytest
 
 from kproxy.errors import LabError
 from kproxy.lab import catalogue, state, wiring
+from kproxy.lab.model import Allocations, LabState
 from kproxy.lab.network import Network
-from kproxy.lab.state import Allocations, LabState, Process, Undo, UndoLog
+from kproxy.lab.undo import Process, Undo, UndoLog, start_time
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +125,9 @@ def test_a_log_is_begun_once() -> None:
 
 def test_forgetting_a_lab_keeps_its_allocations() -> None:
     """Cluster IPs and node ports outlive the lab until they are forgotten by name."""
-    given = Allocations({"default/web": ("10.96.0.9", "fd00:10:96::9")}, {"default/web/80/TCP": 30123})
+    given = Allocations(
+        {"default/web": ("10.96.0.9", "fd00:10:96::9")}, {"default/web/80/TCP": 30123}
+    )
     state.save_allocations("t", given)
     state.save(some_lab())
     assert state.list_labs() == ("t",)
@@ -139,7 +142,7 @@ def test_forgetting_a_lab_keeps_its_allocations() -> None:
 def test_a_process_is_known_by_its_start_time() -> None:
     """The same pid with another start time is another process; a zombie has ended."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        started = state.start_time(child.pid)
+        started = start_time(child.pid)
         assert started is not None
         assert Process(child.pid, started, "pods").alive()
         assert not Process(child.pid, started + 1, "pods").alive()
@@ -148,7 +151,7 @@ def test_a_process_is_known_by_its_start_time() -> None:
         # Waits for the end and leaves the zombie.
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert not Process(child.pid, started, "pods").alive()
-    assert state.start_time(child.pid) is None
+    assert start_time(child.pid) is None
 
 
 def test_the_lock_lets_one_in_at_a_time() -> None:

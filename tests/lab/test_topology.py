@@ -140,7 +140,7 @@ def test_numbers_make_a_topology_wide() -> None:
 @pytest.mark.parametrize(("nodes", "pods"), [(0, None), (MAX_NODES + 1, None), (None, 1000)])
 def test_numbers_out_of_range(nodes: int | None, pods: int | None) -> None:
     """The address plan has room for so many and no more."""
-    with pytest.raises(TopologyError, match="--nodes|--pods"):
+    with pytest.raises(TopologyError, match=r"--nodes|--pods"):
         catalogue.scaled(catalogue.load("wide"), nodes, pods)
 
 

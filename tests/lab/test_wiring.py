@@ -10,8 +10,8 @@ import pytest
 from kproxy.core.objects import Family
 from kproxy.errors import LabError
 from kproxy.lab import catalogue, wiring
+from kproxy.lab.model import LabState, Pod
 from kproxy.lab.network import MAX_INTERFACE_NAME, Network, RouteKind, Shape
-from kproxy.lab.state import LabState, Pod
 from kproxy.lab.topology import LinkSpec, Topology, Workload
 from kproxy.lab.topology_file import MAX_PODS_PER_NODE, parse
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -104,7 +105,11 @@ class IptablesBackend:
         # After the rules: route_localnet without the guard would open 127.0.0.1 to neighbours.
         for name, value in patch.sysctls:
             self.door.set_sysctl(name, value)
-        return Applied(full=patch.full, written=counter.rules)
+        return Applied(
+            full=patch.full,
+            written=counter.tables.total(),
+            tables=tuple(sorted(counter.tables.items())),
+        )
 
     def cleanup(self) -> None:
         """Both variants of this family: a node may have changed from one to the other."""
@@ -140,16 +145,19 @@ def _clean(door: Door, family: Family, variant: Variant) -> None:
 
 
 class _Counter:
-    """Counts the rules in text that streams by."""
+    """Counts the rules in text that streams by, by table."""
 
     def __init__(self) -> None:
-        self.rules = 0
+        self.tables: Counter[str] = Counter()
 
     def count(self, pieces: Iterable[str]) -> Iterator[str]:
+        table = ""
         for piece in pieces:
-            if piece.startswith(("-A ", "-I ")):
-                self.rules += 1
-            self.rules += piece.count("\n-A ")
+            if piece.startswith("*"):
+                table = piece[1:].partition("\n")[0]
+            rules = piece.count("\n-A ") + piece.startswith(("-A ", "-I "))
+            if rules:
+                self.tables[table] += rules
             yield piece
 
 

@@ -24,7 +24,7 @@ def cleanup_calls(saved: Saved, family: Family, variant: Variant) -> Iterator[Ca
     for table in Table:
         content = saved.get(table, {})
         kept = _kept(table, content, family)
-        leading = _leading(table, content, kept, family)
+        leading = _leading(table, content, family)
         if leading:
             yield _table(table, deleted(leading, table))
         mine = [
@@ -60,27 +60,29 @@ def _kept(table: Table, content: dict[str, list[str]], family: Family) -> frozen
         if row not in known
     ]
     used = {target_of(row) for row in foreign}
-    guard = line(LOCALNET_GUARD, family)
     kept = {chain for owner, chain in SHARED if owner is table and chain in used}
-    if table is Table.FILTER and any(
-        row != guard for row in content.get(chains.KUBELET_FIREWALL, ())
-    ):
-        # The kubelet keeps rules of its own there.
+    if table is Table.FILTER and _kubelet_has_rules(content, family):
         kept.add(chains.KUBELET_FIREWALL)
     return frozenset(kept)
 
 
-def _leading(
-    table: Table, content: dict[str, list[str]], kept: frozenset[str], family: Family
-) -> list[Line]:
+def _kubelet_has_rules(content: dict[str, list[str]], family: Family) -> bool:
+    """Whether the kubelet keeps rules of its own in the chain that we share: then the jumps to it,
+    which are alike to the letter, are the kubelet's."""
+    guard = line(LOCALNET_GUARD, family)
+    return any(row != guard for row in content.get(chains.KUBELET_FIREWALL, ()))
+
+
+def _leading(table: Table, content: dict[str, list[str]], family: Family) -> list[Line]:
     """Rules of base chains that go to chains of ours, whoever's version wrote them."""
     known = {line(rule, family) for rule in chains.JUMPS if rule.table is table}
+    theirs = chains.KUBELET_FIREWALL if _kubelet_has_rules(content, family) else None
     rows: list[Line] = []
-    for base in chains.BASE[table] & content.keys():
+    for base in sorted(chains.BASE[table] & content.keys()):
         for row in content[base]:
             target = target_of(row)
             ours = is_own(table, target) and (table, target) not in SHARED
-            if (ours or row in known) and target not in kept:
+            if (ours or row in known) and target != theirs:
                 rows.append((table, row))
     return rows
 

@@ -9,6 +9,8 @@ are known (:mod:`kproxy.sources.merge`).
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from kproxy.core.address import canonical_ip, special_use
 from kproxy.core.decode import wire
 from kproxy.core.decode.report import Report, is_label, port_fault, quoted
@@ -24,6 +26,7 @@ from kproxy.core.objects import (
 
 LABEL_SERVICE = "kubernetes.io/service-name"
 LABEL_SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
+ANNOTATION_TRIGGER = "endpoints.kubernetes.io/last-change-trigger-time"
 ANNOTATION_LEADER = "control-plane.alpha.kubernetes.io/leader"
 
 _FAMILIES = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
@@ -32,7 +35,8 @@ _NO_META = wire.Meta()
 
 def read_slice(obj: wire.EndpointSlice, key: ObjectKey, report: Report) -> EndpointSlice | None:
     """The slice as a frozen value; None when condemned, or when it is none of our business."""
-    labels = (obj.metadata or _NO_META).labels or {}
+    meta = obj.metadata or _NO_META
+    labels = meta.labels or {}
     if LABEL_OTHER_PROXY in labels or LABEL_HEADLESS in labels or obj.address_type == "FQDN":
         return None
     family = _FAMILIES.get(obj.address_type or "")
@@ -52,7 +56,19 @@ def read_slice(obj: wire.EndpointSlice, key: ObjectKey, report: Report) -> Endpo
     endpoints = tuple(_endpoints(obj.endpoints or (), family, report))
     if report.whole:
         return None
-    return EndpointSlice(key.namespace, key.name, service, family, ports, endpoints)
+    return EndpointSlice(key.namespace, key.name, service, family, ports, endpoints, _trigger(meta))
+
+
+def _trigger(meta: wire.Meta) -> float:
+    """0.0 when absent or unreadable: it is for a measurement only, so nobody is told."""
+    text = meta.annotations.get(ANNOTATION_TRIGGER) if meta.annotations else None
+    if not text:
+        return 0.0
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _ports(
@@ -130,17 +146,18 @@ def mirror_endpoints(
             "metadata.name",
             f"{quoted(key.name)} names no Service; give it the name of the Service it belongs to",
         )
+    trigger = _trigger(meta)
     slices: list[EndpointSlice] = []
     for at, subset in enumerate(obj.subsets or ()):
         if subset is None:
             report.member(f"subsets[{at}]", "is null; remove it")
             continue
-        slices += _mirror_subset(subset, at, key, report)
+        slices += _mirror_subset(subset, at, key, trigger, report)
     return () if report.whole else tuple(slices)
 
 
 def _mirror_subset(
-    subset: wire.Subset, index: int, key: ObjectKey, report: Report
+    subset: wire.Subset, index: int, key: ObjectKey, trigger: float, report: Report
 ) -> list[EndpointSlice]:
     place = f"subsets[{index}]"
     ports = _ports(subset.ports, f"{place}.ports", report)
@@ -167,6 +184,7 @@ def _mirror_subset(
             family,
             ports,
             tuple(endpoints),
+            trigger,
         )
         for family, endpoints in sorted(by_family.items())
     ]

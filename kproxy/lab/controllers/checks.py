@@ -195,7 +195,9 @@ def _port(port: dict[str, Any], where: str, kind: str, faults: Faults) -> None:
     if port.get("name") and not _LABEL_1123.fullmatch(port["name"]):
         faults.invalid(f"{where}.name", port["name"], "must be a lower-case DNS label")
     target = port["targetPort"]
-    if isinstance(target, int):
+    if target == port["port"]:
+        pass  # defaulted or the same: told once
+    elif isinstance(target, int):
         _port_number(target, f"{where}.targetPort", faults)
     elif not _PORT_NAME.fullmatch(target):
         faults.invalid(

@@ -13,7 +13,7 @@ from kproxy.core.objects import Refusal
 
 
 class Faults:
-    """Collects the faults of one object; any of them refuses it as a whole."""
+    """Collects the faults of one object. True when one of them refuses it as a whole."""
 
     def __init__(self, obj: Mapping[str, Any]) -> None:
         self._kind = str(obj.get("kind", ""))
@@ -21,16 +21,19 @@ class Faults:
         self.found: list[Refusal] = []
 
     def __bool__(self) -> bool:
-        return bool(self.found)
+        return any(refusal.whole for refusal in self.found)
 
-    def add(self, field: str, message: str) -> None:
-        self.found.append(Refusal(message, kind=self._kind, key=self._key, field=field))
+    def add(self, field: str, message: str, *, whole: bool = True) -> None:
+        self.found.append(
+            Refusal(message, kind=self._kind, key=self._key, field=field, whole=whole)
+        )
 
     def required(self, field: str, why: str = "") -> None:
         self.add(field, f"Required value: {why}" if why else "Required value")
 
-    def invalid(self, field: str, value: object, why: str) -> None:
-        self.add(field, f"Invalid value: {json.dumps(value, default=str)}: {why}")
+    def invalid(self, field: str, value: object, why: str, *, whole: bool = True) -> None:
+        """``whole`` false: only this member is left out, the object is served without it."""
+        self.add(field, f"Invalid value: {json.dumps(value, default=str)}: {why}", whole=whole)
 
     def unsupported(self, field: str, value: object, known: Iterable[str]) -> None:
         supported = ", ".join(f'"{name}"' for name in known)

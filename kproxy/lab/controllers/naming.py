@@ -1,7 +1,8 @@
 """Endpoints written by hand: pods named instead of addressed, their nodes and zones filled in.
 
 Pure. In an EndpointSlice, ``addresses: [web-1]`` or no address and a ``targetRef`` to a pod; in
-Endpoints, ``ip: web-1`` or the same reference. What is an address stays what it is.
+Endpoints, ``ip: web-1`` or the same reference. What is an address stays what it is. An endpoint
+whose pod is not there (any more) is left out alone.
 """
 
 from __future__ import annotations
@@ -33,10 +34,15 @@ def fill_slice(raw: Mapping[str, Any], cluster: Cluster) -> tuple[dict[str, Any]
         return obj, faults
     namespace = obj["metadata"].setdefault("namespace", "default")
     endpoints = obj.get("endpoints")
-    for index, endpoint in enumerate(endpoints if isinstance(endpoints, list) else ()):
-        if isinstance(endpoint, dict) and kind in FAMILIES:
-            where = f"endpoints[{index}]"
-            _fill_endpoint(endpoint, where, namespace, FAMILIES[kind], cluster, faults)
+    if isinstance(endpoints, list) and kind in FAMILIES:
+        obj["endpoints"] = [
+            endpoint
+            for index, endpoint in enumerate(endpoints)
+            if not isinstance(endpoint, dict)
+            or _fill_endpoint(
+                endpoint, f"endpoints[{index}]", namespace, FAMILIES[kind], cluster, faults
+            )
+        ]
     return obj, faults
 
 
@@ -47,14 +53,16 @@ def _fill_endpoint(
     family: Family,
     cluster: Cluster,
     faults: Faults,
-) -> None:
+) -> bool:
+    """Fill in one endpoint; false when it must be left out."""
     addresses = endpoint.get("addresses")
     if addresses is None:
         named = _referred(endpoint, namespace)
         addresses = [named] if named else []
     if not isinstance(addresses, list) or not addresses:
         faults.required(f"{where}.addresses", "an address, or the name of a pod of this lab")
-        return
+        return False
+    before = len(faults.found)
     for index, text in enumerate(addresses):
         field = f"{where}.addresses[{index}]"
         pod = _pod(text, namespace, field, cluster, faults)
@@ -62,13 +70,15 @@ def _fill_endpoint(
             continue
         addresses[index] = pod.address(family)
         if not addresses[index]:
-            faults.invalid(field, text, "this pod has no address of the slice's family")
+            why = "this pod has no address of the slice's family"
+            faults.invalid(field, text, why, whole=False)
         endpoint.setdefault("nodeName", pod.node)
         if cluster.zone_of(pod.node):
             endpoint.setdefault("zone", cluster.zone_of(pod.node))
         reference = {"kind": "Pod", "name": pod.name, "namespace": namespace}
         endpoint.setdefault("targetRef", reference)
     endpoint["addresses"] = addresses
+    return len(faults.found) == before
 
 
 def fill_endpoints(raw: Mapping[str, Any], cluster: Cluster) -> tuple[dict[str, Any], Faults]:
@@ -96,9 +106,10 @@ def _fill_addresses(
             filled.append(entry)
             continue
         text = entry.get("ip") or _referred(entry, namespace)
+        before = len(faults.found)
         pod = _pod(text, namespace, f"{where}[{index}].ip", cluster, faults)
         if pod is None:
-            filled.append(entry)
+            filled += [entry] if len(faults.found) == before else []
             continue
         reference = {"kind": "Pod", "name": pod.name, "namespace": namespace}
         filled += [
@@ -119,7 +130,7 @@ def _referred(holder: Mapping[str, Any], namespace: str) -> str:
 
 
 def _pod(text: object, namespace: str, field: str, cluster: Cluster, faults: Faults) -> Pod | None:
-    """The pod that a text names; None for an address. Neither is a fault."""
+    """The pod that a text names; None for an address, and for a name that is a fault."""
     if not isinstance(text, str):
         faults.invalid(field, text, "must be an IP address or the name of a pod of this lab")
         return None
@@ -132,5 +143,6 @@ def _pod(text: object, namespace: str, field: str, cluster: Cluster, faults: Fau
             field,
             text,
             f"is neither an IP address nor a pod of this lab; pods in {namespace}: {here}",
+            whole=False,
         )
     return named.get(text)

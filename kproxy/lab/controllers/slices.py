@@ -88,16 +88,19 @@ def _slice(
     }
     if spec.get("clusterIP") == "None":
         labels["service.kubernetes.io/headless"] = ""
+    own = {
+        "name": f"{meta['name']}-{_suffix(meta, family, ports, number)}",
+        "namespace": meta["namespace"],
+        "labels": labels,
+    }
+    if "creationTimestamp" in meta:
+        own["creationTimestamp"] = meta["creationTimestamp"]
     distribution = spec.get("trafficDistribution", "")
     not_ready_too = bool(spec.get("publishNotReadyAddresses"))
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
-        "metadata": {
-            "name": f"{meta['name']}-{_suffix(meta, family, ports, number)}",
-            "namespace": meta["namespace"],
-            "labels": labels,
-        },
+        "metadata": own,
         "addressType": FAMILY_NAMES[family],
         "ports": [_port(*port) for port in ports],
         "endpoints": [_endpoint(pod, family, cluster, distribution, not_ready_too) for pod in pods],

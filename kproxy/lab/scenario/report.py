@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -126,8 +127,13 @@ def details(one: Result) -> list[str]:
     return lines
 
 
-def totals(results: Sequence[Result]) -> str:
-    """One line over everything."""
+def absent(mode: str, reason: str) -> Result:
+    """A mode in which nothing could run: no flow of it stands among the passed."""
+    return result("every scenario", mode, skipped=[Skipped("every flow", 0, reason)])
+
+
+def totals(results: Sequence[Result], seconds: Sequence[float] = ()) -> str:
+    """One line over everything; ``seconds`` are the times of the scenarios."""
     flows = [flow for one in results for flow in one.flows]
     checks = [check for one in results for check in one.checks]
     skipped = sum(len(one.skipped) for one in results)
@@ -136,4 +142,5 @@ def totals(results: Sequence[Result]) -> str:
     failed = sum(not flow.passed for flow in flows) + sum(not check.passed for check in checks)
     line = f"{passed} of {ran} scenarios passed; {len(flows)} flows, {len(checks)} checks"
     line += f", {failed} failed"
-    return line + (f"; {skipped} not run (listed as skipped)" if skipped else "")
+    line += f"; {skipped} not run (listed as skipped)" if skipped else ""
+    return line + (f"; {statistics.median(seconds):.2f} s a scenario (median)" if seconds else "")

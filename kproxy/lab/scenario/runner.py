@@ -6,14 +6,16 @@ is held, is compared with another or keeps its source port runs alone, in its pl
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
 from kproxy.backends import registry
 from kproxy.backends.registry import Choice
-from kproxy.core.objects import Protocol
-from kproxy.errors import KproxyError
+from kproxy.core.objects import Family, Protocol, Value
+from kproxy.errors import KproxyError, MachineError
+from kproxy.kernel.netns import fresh
 from kproxy.lab.scenario import exceptions
 from kproxy.lab.scenario.checks import run_checks
 from kproxy.lab.scenario.craft import send_crafted
@@ -32,17 +34,41 @@ from kproxy.lab.traffic.wire import Outcome, join_host_port
 NONE = "none"
 
 
-def choices(names: Iterable[str]) -> tuple[Choice | None, ...]:
-    """What mode names stand for: ``all``, ``none`` (None here), a mode, a mode and its variant."""
+class Modes(Value, frozen=True):
+    """What to run in; None stands for no proxy. ``missing`` are modes that this machine lacks of
+    those that ``all`` stands for, and why."""
+
+    choices: tuple[Choice | None, ...]
+    missing: tuple[tuple[Choice, str], ...] = ()
+
+
+def modes(names: Iterable[str]) -> Modes:
+    """What mode names stand for: ``all``, ``none``, a mode, a mode and its variant.
+
+    MachineError when a mode is named that this machine cannot run.
+    """
     found: list[Choice | None] = []
+    missing: list[tuple[Choice, str]] = []
     for name in names:
         if name == NONE:
             found.append(None)
         elif name == "all":
-            found += registry.choices()
+            for choice in registry.choices():
+                try:
+                    found.append(probed(choice))
+                except MachineError as lacking:
+                    missing.append((choice, str(lacking)))
         else:
-            found.append(registry.resolve(registry.parse(name)))
-    return tuple(dict.fromkeys(found))
+            found.append(probed(registry.resolve(registry.parse(name))))
+    return Modes(tuple(dict.fromkeys(found)), tuple(missing))
+
+
+def probed(choice: Choice) -> Choice:
+    """The same; MachineError when an empty network namespace of this machine cannot run it."""
+    with fresh():
+        for family in Family:
+            registry.create(choice, family).probe()
+    return choice
 
 
 class Runner:
@@ -54,6 +80,8 @@ class Runner:
     def __init__(self, rows: tuple[Row, ...] = (), *, explain_failures: bool = True) -> None:
         self.rows = rows
         self.met: set[str] = set()
+        #: Wall-clock time of every scenario that was built.
+        self.seconds: list[float] = []
         self._explain = explain_failures
         with ExitStack() as undo:
             self._zygote = undo.enter_context(Zygote())
@@ -86,6 +114,7 @@ class Runner:
         if not act.claims_anything:
             act.skip_all()
             return act.result(mode)
+        began = time.monotonic()
         try:
             with (
                 Stage(scenario, choice, self._workspace, self._responder, self._zygote) as stage,
@@ -96,6 +125,7 @@ class Runner:
                     before_end(stage, act.result(mode))
         except (KproxyError, OSError) as error:
             act.checks.append(CheckResult(act.place, False, "no error", str(error)))
+        self.seconds.append(time.monotonic() - began)
         return act.result(mode)
 
     def explain_failure(self, stage: Stage, flow: Flow) -> str:

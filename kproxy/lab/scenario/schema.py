@@ -303,6 +303,8 @@ def _flow_faults(flow: Flow, place: str, held: set[str], names: set[str]) -> Ite
         return
     if (expect.verdict is None) == (expect.endpoints is None):
         yield f"{place}.expect: exactly one of verdict and endpoints is needed"
+    if expect.endpoints == ():
+        yield f"{place}.expect.endpoints: name one at least, or expect a verdict"
     for text in (*(expect.endpoints or ()), *(expect.masquerade_by_endpoint or ())):
         if canonical_endpoint(text) is None:
             yield f"{place}.expect: {text!r} is no endpoint; write it like 192.0.2.1:80"

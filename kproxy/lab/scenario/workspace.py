@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Self
 
@@ -24,10 +25,14 @@ class Workspace:
 
     def __init__(self, root: Path = ROOT) -> None:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sweep(root)
-        self.path = root / str(os.getpid())
-        self.path.mkdir(mode=0o700)
-        self._lock = _lock(self.path)
+        guard = _lock(root, wait=True)
+        try:
+            # Guarded: another run's sweep must not find this directory before it is locked.
+            sweep(root)
+            self.path = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=root))
+            self._lock = _lock(self.path)
+        finally:
+            os.close(guard)
         self._names: list[str] = []
         self._serial = 0
 
@@ -42,7 +47,7 @@ class Workspace:
         self._serial += 1
         home = self.path / str(self._serial)
         home.mkdir(mode=0o700)
-        return f"scn{os.getpid()}-{self._serial}", home
+        return f"scn-{self.path.name}-{self._serial}", home
 
     def record(self, namespace: str) -> None:
         """Write a namespace down; call it before the namespace is made."""
@@ -63,11 +68,11 @@ class Workspace:
         os.close(self._lock)
 
 
-def _lock(path: Path) -> int:
-    """Lock a directory; OSError (BlockingIOError) when somebody else holds it."""
+def _lock(path: Path, *, wait: bool = False) -> int:
+    """Lock a directory; BlockingIOError when somebody else holds it, unless told to wait."""
     fd = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BaseException:
         os.close(fd)
         raise
@@ -77,10 +82,12 @@ def _lock(path: Path) -> int:
 def sweep(root: Path = ROOT) -> None:
     """Clear up after runs that ended without doing so themselves."""
     for path in root.iterdir():
+        if not path.is_dir():
+            continue
         try:
             lock = _lock(path)
-        except (BlockingIOError, FileNotFoundError):
-            continue  # in use, or gone meanwhile
+        except BlockingIOError:
+            continue  # in use
         try:
             names = path / _NAMESPACES
             for name in names.read_text().split() if names.exists() else ():

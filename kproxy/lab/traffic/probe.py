@@ -1,8 +1,8 @@
 """Asks: many flows at once from any namespace, each with a named outcome.
 
 Sockets are made and bound inside the sender's namespace, then all of them are waited for together.
-A refusal needs no error queue to be told apart: Linux gives ECONNREFUSED for a reset and for ICMP
-*port* unreachable (3/3, 1/4) only; every other unreachable code has an errno of its own.
+The errno tells a refusal apart: Linux gives ECONNREFUSED for a reset and for ICMP *port*
+unreachable (3/3, 1/4) only; every other unreachable code has an errno of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import os
 import selectors
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
@@ -31,12 +32,14 @@ _AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _KIND = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
 _IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h
 
-#: Without IP_RECVERR (linux/in.h, linux/in6.h) a UDP socket hears of port unreachable only: other
-#: ICMP errors would look like silence.
+#: IP_RECVERR (linux/in.h, linux/in6.h). Without it a UDP socket hears of port unreachable only,
+#: other ICMP errors would look like silence; and a TCP socket whose refusal arrives while it is
+#: still inside connect(2), as in a network without delay, forgets it until the SYN's second try.
 _RECVERR = {
     Family.IPV4: (socket.IPPROTO_IP, 11),
     Family.IPV6: (socket.IPPROTO_IPV6, 25),
 }
+_MSG_ERRQUEUE = 0x2000
 
 #: Seconds that a flow may take that is expected to arrive: a lost SYN is sent again after 1 s.
 PATIENT = 3.0
@@ -86,8 +89,7 @@ class _Flow:
         probe = self.probe
         self.sock = sock = socket.socket(_AF[family_of(probe.to)], _KIND[probe.protocol])
         sock.setblocking(False)
-        if probe.protocol is Protocol.UDP:
-            sock.setsockopt(*_RECVERR[family_of(probe.to)], 1)
+        sock.setsockopt(*_RECVERR[family_of(probe.to)], 1)
         try:
             if probe.source or probe.source_port:
                 self._bind(sock)
@@ -125,6 +127,7 @@ class _Flow:
         try:
             if not self.connected:
                 code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                code = code or _queued_error(self.sock)
                 if code:
                     self._fail(code)
                 else:
@@ -190,6 +193,18 @@ class _Flow:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             self.sock.close()
             self.sock = None
+
+
+def _queued_error(sock: socket.socket) -> int:
+    """The errno of an ICMP error that waits in the error queue; 0 when none does."""
+    try:
+        _, control, _, _ = sock.recvmsg(0, 512, _MSG_ERRQUEUE)
+    except BlockingIOError:
+        return 0
+    wanted = _RECVERR.values()
+    # struct sock_extended_err (linux/errqueue.h) begins with the errno, 32 bits.
+    errors = [data for level, kind, data in control if (level, kind) in wanted]
+    return int.from_bytes(errors[0][:4], sys.byteorder) if errors else 0
 
 
 def _reached(flow: _Flow) -> bool:

@@ -1,0 +1,22 @@
+"""Benchmarks are functions named ``bench_…`` in files named ``bench_….py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """The files are collected whatever the name pattern of tests is."""
+    if file_path.name.startswith("bench_") and file_path.suffix == ".py":
+        module: pytest.Module = _Benchmarks.from_parent(parent, path=file_path)
+        return module
+    return None
+
+
+class _Benchmarks(pytest.Module):
+    """A module whose functions need another beginning than ``test``."""
+
+    def funcnamefilter(self, name: str) -> bool:
+        return name.startswith("bench_")

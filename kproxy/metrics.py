@@ -1,0 +1,227 @@
+"""kube-proxy's metrics under its names, through prometheus_client, and a few of our own.
+
+Two kinds. *Events* are counted when they happen (:class:`Metrics`). *States* are looked at when
+somebody scrapes (:class:`_States`), so that a sync never does work for a figure nobody asks for.
+Metrics that carry ``ip_family`` here carry it in kube-proxy's newest releases.
+
+Importing this module costs 50 ms; the daemon does so after its first sync.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from kproxy import __version__
+from kproxy.backends import registry as modes
+from kproxy.core.objects import Family, TrafficPolicy
+from kproxy.core.snapshot import Snapshot
+from kproxy.health.monitor import Watched
+from kproxy.proxy import SyncRecord
+
+PREFIX = "kubeproxy_"
+
+_FAMILY = ("ip_family",)
+_EVERY_MODE: frozenset[str] = frozenset()
+_IPTABLES = frozenset({"iptables", "ipvs", "userspace", "fastpath"})
+_NFTABLES = frozenset({"nftables"})
+
+SYNC_BUCKETS = tuple(0.001 * 2**power for power in range(15))
+PROGRAMMING_BUCKETS = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
+
+
+class Event(NamedTuple):
+    """A metric that counts what happens. ``modes`` empty: in every mode."""
+
+    name: str
+    kind: type[Counter | Gauge | Histogram]
+    help: str
+    labels: tuple[str, ...] = _FAMILY
+    modes: frozenset[str] = _EVERY_MODE
+    buckets: tuple[float, ...] = ()
+
+
+#: Without the prefix; those of our own have another one and stand in :data:`OWN`.
+EVENTS: tuple[Event, ...] = (
+    Event("sync_proxy_rules_duration_seconds", Histogram, "Time of one sync",
+          buckets=SYNC_BUCKETS),
+    Event("sync_full_proxy_rules_duration_seconds", Histogram,
+          "Time of one sync that read the kernel and compared everything", buckets=SYNC_BUCKETS),
+    Event("sync_partial_proxy_rules_duration_seconds", Histogram,
+          "Time of one sync that wrote what had changed", buckets=SYNC_BUCKETS),
+    Event("network_programming_duration_seconds", Histogram,
+          "Time from a change in the cluster to the kernel's acknowledgement of its rules",
+          buckets=PROGRAMMING_BUCKETS),
+    Event("sync_proxy_rules_last_timestamp_seconds", Gauge, "When the last good sync ended"),
+    Event("sync_proxy_rules_last_queued_timestamp_seconds", Gauge,
+          "When a sync was last asked for"),
+    Event("sync_proxy_rules_iptables_last", Gauge, "Rules that the last sync wrote",
+          labels=("table", *_FAMILY), modes=_IPTABLES),
+    Event("sync_proxy_rules_iptables_restore_failures_total", Counter,
+          "Restores that the kernel refused", modes=_IPTABLES),
+    Event("sync_proxy_rules_iptables_partial_restore_failures_total", Counter,
+          "Partial restores that the kernel refused", modes=_IPTABLES),
+    Event("sync_proxy_rules_nftables_sync_failures_total", Counter,
+          "Transactions that the kernel refused", modes=_NFTABLES),
+    Event("proxy_healthz_total", Counter, "Answers to /healthz", labels=("code",)),
+    Event("proxy_livez_total", Counter, "Answers to /livez", labels=("code",)),
+)  # fmt: skip
+
+OWN: tuple[Event, ...] = (
+    Event("kproxy_foreign_changes_total", Counter,
+          "Syncs that found rules changed by others, and mended them"),
+)  # fmt: skip
+
+_CODES = ("200", "503")
+
+
+class Metrics:
+    """All metrics of one proxy, in a registry of their own."""
+
+    def __init__(self, watched: Watched) -> None:
+        # Else each counter and histogram comes with a second series that kube-proxy has not.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._mode = watched.mode
+        self.registry = CollectorRegistry(auto_describe=False)
+        self._events: dict[str, Any] = {}
+        for prefix, events in ((PREFIX, EVENTS), ("", OWN)):
+            for event in events:
+                if not event.modes or self._mode in event.modes:
+                    self._events[event.name] = _made(prefix, event, self.registry)
+        for path in ("healthz", "livez"):
+            for code in _CODES:
+                self._events[f"proxy_{path}_total"].labels(code)
+        self.registry.register(_States(watched))
+        build = Info("kproxy_build", "Which kproxy this is", registry=self.registry)
+        build.info({"version": __version__, "mode": self._mode})
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def asked(self, family: Family, at: float) -> None:
+        """A sync was asked for (seconds since the epoch)."""
+        self._of("sync_proxy_rules_last_queued_timestamp_seconds", family).set(at)
+
+    def synced(self, record: SyncRecord) -> None:
+        """A sync ended."""
+        family, extent = record.family, "full" if record.full else "partial"
+        self._of("sync_proxy_rules_duration_seconds", family).observe(record.seconds)
+        self._of(f"sync_{extent}_proxy_rules_duration_seconds", family).observe(record.seconds)
+        for name, failed in _failures(record).items():
+            if name in self._events:
+                # By 0 as well: a series that is there before the first failure can be alerted on.
+                self._of(name, family).inc(failed)
+        if not record.ok:
+            return
+        self._of("sync_proxy_rules_last_timestamp_seconds", family).set(record.at)
+        for seconds in record.latencies:
+            self._of("network_programming_duration_seconds", family).observe(seconds)
+        if "sync_proxy_rules_iptables_last" in self._events:
+            written = dict(record.tables)
+            for table in ("nat", "filter"):
+                gauge = self._events["sync_proxy_rules_iptables_last"]
+                gauge.labels(table, _label(family)).set(written.get(table, 0))
+
+    def answered(self, path: str, status: int) -> None:
+        """The health server answered ``healthz`` or ``livez``."""
+        self._events[f"proxy_{path}_total"].labels(str(status)).inc()
+
+    def text(self, accept: str) -> tuple[bytes, str]:
+        """The exposition that the header ``Accept`` asks for, and its content type."""
+        encoder, content_type = choose_encoder(accept)
+        return encoder(self.registry), content_type
+
+    def _of(self, name: str, family: Family) -> Any:
+        return self._events[name].labels(_label(family))
+
+
+def _failures(record: SyncRecord) -> dict[str, int]:
+    partial = record.refused and not record.full
+    return {
+        "sync_proxy_rules_iptables_restore_failures_total": int(record.refused),
+        "sync_proxy_rules_iptables_partial_restore_failures_total": int(partial),
+        "sync_proxy_rules_nftables_sync_failures_total": int(record.refused),
+        "kproxy_foreign_changes_total": int(record.foreign),
+    }
+
+
+def _made(prefix: str, event: Event, registry: CollectorRegistry) -> Any:
+    more: dict[str, Any] = {"buckets": event.buckets} if event.buckets else {}
+    return event.kind(f"{prefix}{event.name}", event.help, event.labels, registry=registry, **more)
+
+
+def _label(family: Family) -> str:
+    return f"IPv{family:d}"
+
+
+class _States(Collector):
+    """What is so at the moment of the scrape."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+
+    def collect(self) -> Iterator[Metric]:
+        plans = tuple(self._watched.plans)
+        yield from self._changes()
+        yield _no_local_endpoints([plan for plan, _ in plans])
+        if self._watched.mode in _IPTABLES:
+            yield self._rules(plans)
+        yield GaugeMetricFamily(
+            "kproxy_refused_objects",
+            "Objects, and members of objects, that are left out",
+            value=self._watched.refused,
+        )
+
+    def _changes(self) -> Iterator[Metric]:
+        pending, seen = self._watched.pending, self._watched.seen
+        for kind, waiting, total in (
+            ("endpoint", pending.endpoints, seen.endpoints),
+            ("service", pending.services, seen.services),
+        ):
+            name = f"{PREFIX}sync_proxy_rules_{kind}_changes"
+            yield GaugeMetricFamily(f"{name}_pending", f"Changed {kind}s to sync", value=waiting)
+            yield CounterMetricFamily(f"{name}_total", f"Changed {kind}s seen", value=total)
+
+    def _rules(self, plans: tuple[tuple[Snapshot, Any], ...]) -> Metric:
+        metric = GaugeMetricFamily(
+            f"{PREFIX}sync_proxy_rules_iptables_total",
+            "Rules of ours that are in force",
+            labels=("table", *_FAMILY),
+        )
+        for plan, desired in plans:
+            for table, count in modes.counts(self._watched.mode, desired).items():
+                metric.add_metric((table, _label(plan.family)), count)
+        return metric
+
+
+def _no_local_endpoints(plans: list[Snapshot]) -> Metric:
+    metric = GaugeMetricFamily(
+        f"{PREFIX}sync_proxy_rules_no_local_endpoints_total",
+        "Service ports of a Local traffic policy with endpoints, but none on this node",
+        labels=("traffic_policy", *_FAMILY),
+    )
+    for plan in plans:
+        counts = {"internal": 0, "external": 0}
+        for port in plan.ports.values():
+            if port.endpoints.local == () and port.endpoints.has_any:
+                counts["internal"] += port.internal_policy is TrafficPolicy.LOCAL
+                external = port.external and port.external_policy is TrafficPolicy.LOCAL
+                counts["external"] += external
+        for policy, count in counts.items():
+            metric.add_metric((policy, _label(plan.family)), count)
+    return metric

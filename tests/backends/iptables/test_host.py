@@ -1,0 +1,153 @@
+"""What the host has: versions, features, the variant in use, sysctls and their way back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kproxy.backends.iptables import apply, door, host
+from kproxy.backends.iptables.door import ToolDoor
+from kproxy.backends.iptables.host import Feature, detect_variant, features, lacking, machine
+from kproxy.backends.iptables.rules import Table
+from kproxy.backends.iptables.script import Variant
+from kproxy.core.objects import Family
+from kproxy.errors import MachineError
+from kproxy.kernel import netns, sysctl
+from tests.contract.namespaces import KERNEL, scratch
+
+ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the door writes down what sysctls were."""
+    folder = tmp_path / "state"
+    monkeypatch.setattr(door, "STATE_DIR", folder)
+    return folder
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(("family", "variant"), KERNEL)
+def test_this_kernel_has_all_features(family: Family, variant: Variant) -> None:
+    """Every feature is found, together and one by one, without a trace in the namespace."""
+    with scratch():
+        before = ToolDoor(family, variant).save()
+        assert lacking(family, variant) == ()
+        host.probe(family, variant)
+        its = ToolDoor(family, variant)
+        for feature in features(family):
+            with netns.fresh():
+                assert host._tried(its, (feature,)) is None, feature.name
+        assert ToolDoor(family, variant).save() == before
+
+
+@pytest.mark.kernel
+def test_a_missing_feature_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says what cannot be done, what the tool said, and which module would give it."""
+    gone = Feature("teleporting", Table.NAT, "-j TELEPORT", "xt_TELEPORT", "NETFILTER_XT_TELEPORT")
+    monkeypatch.setattr(host, "features", lambda family: (*features(family)[:2], gone))
+    with scratch(), pytest.raises(MachineError, match="teleporting") as caught:
+        host.probe(Family.IPV4, Variant.LEGACY)
+    assert "modprobe -a xt_TELEPORT" in caught.value.hint
+    assert "CONFIG_NETFILTER_XT_TELEPORT" in caught.value.hint
+
+
+@pytest.mark.kernel
+def test_machine_knows_liberal_conntrack() -> None:
+    """INVALID packets are dropped unless conntrack is liberal about TCP."""
+    with scratch():
+        assert machine(Family.IPV4, Variant.NFT) == host.Machine(True, True)
+        sysctl.write("net/netfilter/nf_conntrack_tcp_be_liberal", "1")
+        assert machine(Family.IPV4, Variant.NFT) == host.Machine(True, False)
+
+
+RULE = "*filter\n:X - [0:0]\n-A X -j ACCEPT\nCOMMIT\n"
+HINT = "*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n"
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("legacy", "nft", "expected"),
+    [
+        ([RULE], [], Variant.LEGACY),
+        ([], [RULE], Variant.NFT),
+        ([HINT], [RULE], Variant.LEGACY),
+        ([RULE, RULE], [HINT], Variant.NFT),
+    ],
+)
+def test_variant_follows_the_host(legacy: list[str], nft: list[str], expected: Variant) -> None:
+    """The kubelet's hint decides, else who has more rules."""
+    with scratch():
+        for variant, texts in ((Variant.LEGACY, legacy), (Variant.NFT, nft)):
+            for text in texts:
+                ToolDoor(Family.IPV4, variant).restore([text.encode()])
+        assert detect_variant() is expected
+
+
+@pytest.mark.kernel
+def test_looking_for_the_variant_makes_no_table() -> None:
+    """Detection leaves a namespace without iptables as it was."""
+    with scratch():
+        detect_variant()
+        assert [ToolDoor(Family.IPV4, variant).save() for variant in Variant] == ["", ""]
+
+
+@pytest.mark.kernel
+def test_sysctls_are_set_back(records: Path) -> None:
+    """The value before us comes back, the record is private, and goes with it."""
+    with scratch():
+        its = ToolDoor(Family.IPV4, Variant.NFT)
+        its.set_sysctl(ROUTE_LOCALNET, "1")
+        (record,) = records.iterdir()
+        assert (record.stat().st_mode & 0o777, records.stat().st_mode & 0o777) == (0o600, 0o700)
+        assert its.sysctl(ROUTE_LOCALNET) == "1"
+        its.forget_sysctls()
+        assert its.sysctl(ROUTE_LOCALNET) == "0"
+        assert list(records.iterdir()) == []
+        its.forget_sysctls()
+
+
+@pytest.mark.kernel
+def test_a_value_that_others_set_since_stays(records: Path) -> None:
+    """Cleanup undoes what we did, not what somebody did after us."""
+    with scratch():
+        its = ToolDoor(Family.IPV4, Variant.NFT)
+        sysctl.write(ROUTE_LOCALNET, "1")
+        its.set_sysctl(ROUTE_LOCALNET, "0")
+        sysctl.write(ROUTE_LOCALNET, "1")
+        its.forget_sysctls()
+        assert its.sysctl(ROUTE_LOCALNET) == "1"
+
+
+@pytest.mark.kernel
+def test_cleanup_of_everything_takes_both_variants_and_families(records: Path) -> None:
+    """Chains of a node that changed its variant go as well."""
+    text = "*nat\n:KUBE-SERVICES - [0:0]\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n"
+    with scratch():
+        doors = [ToolDoor(family, variant) for family in Family for variant in Variant]
+        for its in doors:
+            its.restore([text.encode()])
+        apply.cleanup()
+        assert [its.save().count("KUBE-") for its in doors] == [0, 0, 0, 0]
+
+
+@pytest.mark.kernel
+def test_backend_cleanup_takes_the_other_variant(records: Path) -> None:
+    """One backend cleans its family in both variants."""
+    text = "*nat\n:KUBE-SERVICES - [0:0]\nCOMMIT\n"
+    with scratch():
+        doors = [ToolDoor(Family.IPV4, variant) for variant in Variant]
+        for its in doors:
+            its.restore([text.encode()])
+        apply.IptablesBackend(Family.IPV4, "nft").cleanup()
+        assert [its.save().count("KUBE-") for its in doors] == [0, 0]
+
+
+def test_a_missing_tool_is_a_machine_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tool: the error names the package."""
+    monkeypatch.setattr("kproxy.kernel.command.find", lambda tool: None)
+    with pytest.raises(MachineError, match="apt-get install iptables"):
+        host.probe(Family.IPV4, Variant.LEGACY)
+    with pytest.raises(MachineError, match="apt-get install iptables"):
+        apply.cleanup()

@@ -1,0 +1,38 @@
+"""One backend of each kind, on the in-memory kernel and in a fresh namespace of the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kproxy.backends.base import Backend
+from kproxy.backends.fake import FakeIptables
+from kproxy.backends.iptables.apply import IptablesBackend
+from kproxy.backends.iptables.host import Machine
+from kproxy.backends.iptables.script import Variant
+from kproxy.core.objects import Family
+from tests.contract.namespaces import scratch
+
+KINDS = [
+    pytest.param(
+        (variant, family, real),
+        id=f"{variant}-ipv{family.value}-{'kernel' if real else 'fake'}",
+        marks=[pytest.mark.kernel] if real else [],
+    )
+    for real in (False, True)
+    for variant in Variant
+    for family in Family
+]
+
+
+@pytest.fixture(params=KINDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend[Any, Any, Any]]:
+    """A backend on an empty kernel; the real one is the test's own namespace."""
+    variant, family, real = request.param
+    if real:
+        with scratch():
+            yield IptablesBackend(family, variant)
+    else:
+        yield IptablesBackend(family, variant, door=FakeIptables(), machine=Machine())

@@ -24,6 +24,7 @@ import pytest
 from bench import workload
 from kproxy.backends.base import Syncer
 from kproxy.backends.iptables.apply import IptablesBackend
+from kproxy.backends.iptables.door import ToolDoor
 from kproxy.backends.iptables.host import Machine
 from kproxy.backends.iptables.script import Variant
 from kproxy.core.decode import decode_json
@@ -39,6 +40,10 @@ ENDPOINTS = 10
 ROUNDS = {100: 15, 1000: 7}
 FEW_ROUNDS = 5
 
+#: Locks and records of this run.
+_FOLDER = TemporaryDirectory(prefix="kproxy-bench-")
+SCRATCH = Path(_FOLDER.name)
+
 V4 = Family.IPV4
 SETTINGS = workload.SETTINGS[V4]
 
@@ -49,8 +54,8 @@ variants = pytest.mark.parametrize("variant", list(Variant))
 @contextmanager
 def scratch() -> Iterator[None]:
     """A fresh namespace with a lock of its own: the default lock is shared by all of the host."""
-    with TemporaryDirectory() as folder, netns.fresh():
-        os.environ["XTABLES_LOCKFILE"] = str(Path(folder) / "lock")
+    with netns.fresh():
+        os.environ["XTABLES_LOCKFILE"] = str(SCRATCH / "lock")
         try:
             yield
         finally:
@@ -89,7 +94,8 @@ def planned(services: int) -> Snapshot:
 
 
 def backend(variant: Variant = Variant.LEGACY) -> IptablesBackend:
-    return IptablesBackend(V4, variant, machine=Machine())
+    door = ToolDoor(V4, variant, records=SCRATCH / "records")
+    return IptablesBackend(V4, variant, door=door, machine=Machine())
 
 
 def whole_text(services: int, variant: Variant = Variant.LEGACY) -> bytes:

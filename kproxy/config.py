@@ -190,13 +190,22 @@ def config_from_mapping(
     ``apiVersion`` and ``kind`` may be absent. ConfigError lists every value of a wrong type at
     once; whether the values make sense is :func:`kproxy.config_check.problems`' question.
     """
+    config, warnings, errors = read_mapping(mapping, where=where)
+    if errors:
+        raise ConfigError("; ".join(errors), where=where)
+    return config, warnings
+
+
+def read_mapping(
+    mapping: Mapping[str, Any], *, where: str = "config"
+) -> tuple[Config, tuple[str, ...], tuple[str, ...]]:
+    """As :func:`config_from_mapping`, with the errors as values: their fields have defaults."""
     reader = _Reader()
     reader.identity(mapping)
     values = reader.struct(Config, mapping, "")
-    if reader.errors:
-        raise ConfigError("; ".join(reader.errors), where=where)
     assert isinstance(values, Config)
-    return _with_addresses(values, mapping), tuple(f"{where}: {line}" for line in reader.warnings)
+    warnings = tuple(f"{where}: {line}" for line in reader.warnings)
+    return _with_addresses(values, mapping), warnings, tuple(reader.errors)
 
 
 def to_mapping(config: Config) -> dict[str, Any]:
@@ -246,9 +255,10 @@ def default_addresses(bind_address: str) -> tuple[str, str]:
 
 def _with_addresses(config: Config, mapping: Mapping[str, Any]) -> Config:
     healthz, metrics = default_addresses(config.bind_address)
+    # Text only: what is of another type has been told already.
     given_healthz, given_metrics = (
-        mapping.get("healthzBindAddress"),
-        mapping.get("metricsBindAddress"),
+        given if isinstance(given := mapping.get(name), str) else ""
+        for name in ("healthzBindAddress", "metricsBindAddress")
     )
     return msgspec.structs.replace(
         config,

@@ -78,22 +78,14 @@ def problems(config: Config) -> tuple[str, ...]:
 
 #: Field -> what it would do. Settings that are taken and checked, and do nothing yet.
 _NO_EFFECT: tuple[tuple[str, str], ...] = (
-    ("healthzBindAddress", "health server is not served yet"),
-    ("metricsBindAddress", "metrics server is not served yet"),
-    ("bindAddressHardFail", "no port is bound yet"),
     ("enableProfiling", "there is no profiling server"),
     ("showHiddenMetricsForVersion", "there are no hidden metrics"),
     ("featureGates", "there are no feature gates"),
     ("clientConnection", "objects come from -f"),
     ("configSyncPeriod", "objects come from -f"),
-    ("oomScoreAdj", "the OOM score is left alone"),
-    ("conntrack", "conntrack limits are left alone"),
     ("portRange", "belongs to userspace mode"),
     ("udpIdleTimeout", "belongs to userspace mode"),
 )
-
-#: Those that have an effect by default, so that doing nothing is worth a line every time.
-_ALWAYS_SAID = ("healthzBindAddress", "metricsBindAddress")
 
 
 def without_effect(config: Config) -> tuple[str, ...]:
@@ -102,8 +94,7 @@ def without_effect(config: Config) -> tuple[str, ...]:
     return tuple(
         f"{path}: {what}"
         for path, what in _NO_EFFECT
-        if (value_at(config, path) if path in _ALWAYS_SAID else False)
-        or value_at(config, path) != value_at(default, path)
+        if value_at(config, path) != value_at(default, path)
     )
 
 

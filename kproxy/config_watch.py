@@ -8,9 +8,12 @@ gone would make that restart fail, so it is told and waited for instead.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextlib import suppress
 
-from kproxy import config_check, flags, logs
+from kproxy import config_check, logs
 from kproxy.config import Config
+from kproxy.core.objects import Value
 from kproxy.errors import ConfigError
 from kproxy.sources.files import Found
 from kproxy.sources.watcher import Watcher, places
@@ -19,33 +22,41 @@ _log = logs.get("config")
 
 #: Seconds between looks that no file event asks for.
 _BACKSTOP = 10.0
+_BACKSTOP_WITHOUT_EVENTS = 1.0
 
 
-async def changed(path: str) -> None:
-    """Returns when the file at ``path`` holds valid settings other than it does now."""
-    before = await asyncio.to_thread(_read, path)
+class ConfigFile(Value, frozen=True):
+    """Where settings came from. ``read`` gives what they would be now; ConfigError if none."""
+
+    path: str
+    read: Callable[[], Config]
+
+
+async def changed(file: ConfigFile, config: Config) -> None:
+    """Returns when ``file`` holds valid settings other than ``config``, those in use."""
     told = ""
     wake = asyncio.Event()
     watcher: Watcher | None = None
     try:
         while True:
             wake.clear()
-            watcher = await _watching(path, watcher, wake)
+            watcher = await _watching(file.path, watcher, wake)
             try:
-                now = await asyncio.to_thread(_read, path)
+                now = config_check.check(await asyncio.to_thread(file.read), where=file.path)
             except ConfigError as wrong:
                 if str(wrong) != told:
                     told = str(wrong)
                     _log.error("the configuration file is not usable now", why=told)
             else:
                 told = ""
-                if now != before:
+                if now != config:
                     return
-            try:
+            if watcher.failed:
+                await asyncio.sleep(_BACKSTOP_WITHOUT_EVENTS)
+                continue
+            with suppress(TimeoutError):
                 async with asyncio.timeout(_BACKSTOP):
                     await wake.wait()
-            except TimeoutError:
-                pass
     finally:
         if watcher is not None:
             await watcher.stop()
@@ -59,8 +70,3 @@ async def _watching(path: str, watcher: Watcher | None, wake: asyncio.Event) -> 
             return watcher
         await watcher.stop()
     return await Watcher.start(now, wake)
-
-
-def _read(path: str) -> Config:
-    config, _ = flags.load(path)
-    return config_check.check(config, where=path)

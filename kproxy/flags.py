@@ -19,13 +19,14 @@ from kproxy.config import (
     HEALTHZ_PORT,
     METRICS_PORT,
     Config,
-    config_from_mapping,
     default_addresses,
+    read_mapping,
     replace_at,
     to_mapping,
     value_at,
     with_port,
 )
+from kproxy.config_check import problems
 from kproxy.core.objects import Value
 from kproxy.durations import format_duration, parse_duration
 from kproxy.errors import ConfigError
@@ -194,7 +195,11 @@ def config_of(values: Mapping[str, object], file: str | None) -> tuple[Config, t
 
 
 def load(path: str) -> tuple[Config, tuple[str, ...]]:
-    """Read a KubeProxyConfiguration file (YAML, JSON). Warnings name unknown and double fields."""
+    """Read a KubeProxyConfiguration file (YAML, JSON). Warnings name unknown and double fields.
+
+    ConfigError when it cannot be read, or with everything that is wrong if a value is of a wrong
+    type; values that only make no sense are left to :func:`kproxy.config_check.check`.
+    """
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as failed:
@@ -219,7 +224,10 @@ def load(path: str) -> tuple[Config, tuple[str, ...]]:
             hint="first lines: apiVersion: kubeproxy.config.k8s.io/v1alpha1, "
             "kind: KubeProxyConfiguration",
         )
-    config, warnings = config_from_mapping(mapping, where=path)
+    config, warnings, errors = read_mapping(mapping, where=path)
+    if errors:
+        # All at once: who mends the types should not learn of the values one start later.
+        raise ConfigError("; ".join((*errors, *problems(config))), where=path)
     return config, (*(f"{path}:{line}" for line in loader.doubles), *warnings)
 
 

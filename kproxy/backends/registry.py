@@ -123,6 +123,12 @@ def parse(name: str) -> Choice:
     return Choice(mode, variant or (AUTO if variants(mode) else ""))
 
 
+def named(mode: str, variant: str = AUTO) -> Choice:
+    """The choice that a mode and a ``--iptables-variant`` mean together; UsageError as above."""
+    choice = parse(mode)
+    return choice if variant == AUTO else parse(f"{choice.mode}-{variant}")
+
+
 def resolve(choice: Choice) -> Choice:
     """The same with ``auto`` replaced by what this host uses (looks at the host)."""
     if choice.variant != AUTO:

@@ -7,7 +7,7 @@ import click
 from kproxy.backends import registry
 from kproxy.core.objects import Family
 from kproxy.errors import KernelError, MachineError
-from kproxy.kernel import capabilities
+from kproxy.kernel import capabilities, sysctl
 
 
 @click.command()
@@ -23,13 +23,21 @@ def command() -> None:
 def clean() -> None:
     """Clean up and say what was removed. KernelError when something would not go."""
     capabilities.require("kproxy cleanup", "CAP_NET_ADMIN")
+    failures = []
+    restored: tuple[str, ...] = ()
+    try:
+        # Before the rules: route_localnet without its guard would open 127.0.0.1 to neighbours.
+        restored = sysctl.restore()
+    except KernelError as refused:
+        failures.append(str(refused))
+    for name in restored:
+        click.echo(f"restored: {name}")
     backends = {
         f"{choice} IPv{int(family)}": registry.create(choice, family)
         for choice in registry.choices()
         for family in Family
     }
     before = {name: _held(backend) for name, backend in backends.items()}
-    failures = []
     for name, backend in backends.items():
         try:
             if before[name] is not None:
@@ -41,7 +49,7 @@ def clean() -> None:
         click.echo(f"removed: {name}")
     if failures:
         raise KernelError("; ".join(failures), hint="try again")
-    if not removed:
+    if not removed and not restored:
         click.echo("nothing of kproxy was here")
 
 

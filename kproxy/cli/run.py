@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from kproxy import config_check, flags
 from kproxy.cli.common import manifests_option
 from kproxy.config import Config
-from kproxy.errors import ConfigError, UsageError
+from kproxy.errors import ConfigError, KernelError
 from kproxy.flags import Flag, Kind
 from kproxy.status import DEFAULT_STATE_DIR
 
@@ -34,7 +34,14 @@ class FlagText(click.ParamType[object]):
         try:
             return flags.read_flag(self.flag, text)
         except ValueError as wrong:
-            self.fail(str(wrong), param, ctx)
+            # Kept, so that all wrong flags are told at once.
+            return WrongText(f"--{self.flag.name}: {wrong}")
+
+
+class WrongText(NamedTuple):
+    """Stands for the value of a flag whose text cannot be read."""
+
+    problem: str
 
 
 class FlagOption(click.Option):
@@ -82,7 +89,7 @@ def _parameter(flag: Flag) -> str:
 )
 @click.option("--write-config-to", metavar="FILE", help="Write the settings there and exit.")
 @click.option("--cleanup", is_flag=True, help="Remove the rules of every mode and exit.")
-@click.option("--init-only", is_flag=True, help="Not in this version.")
+@click.option("--init-only", is_flag=True, help="Do what needs most rights (sysctls) and exit.")
 @click.option(
     "--iptables-variant",
     "variant",
@@ -107,9 +114,8 @@ def command(
     **given: object,
 ) -> None:
     """Be this node's service proxy: kube-proxy's flags, objects from manifests (-f)."""
-    config, warnings = flags.config_of(_values(given), config_file)
-    if init_only:
-        raise UsageError("--init-only is not in this version", hint="run without it, as root")
+    values = _values(given, config_file)
+    config, warnings = flags.config_of(values, config_file)
     for warning in warnings:
         click.echo(f"kproxy: warning: {warning}", err=True)
     if write_config_to:
@@ -121,21 +127,51 @@ def command(
         clean()
         return
     config_check.check(config, where=config_file or "flags")
+    if init_only:
+        _init(config, variant)
+        return
     from kproxy import daemon
+    from kproxy.config_watch import ConfigFile
 
-    sys.exit(daemon.main(config, filenames, state_dir, variant))
+    file = None
+    if config_file is not None:
+        file = ConfigFile(config_file, lambda: flags.config_of(values, config_file)[0])
+    sys.exit(daemon.main(config, filenames, state_dir, variant, config_file=file))
 
 
 command.params.extend(FlagOption(flag) for flag in flags.FLAGS)
 
 
-def _values(given: dict[str, object]) -> dict[str, object]:
-    """The flags that were given, by their names."""
-    return {
-        flag.name: given[_parameter(flag)]
-        for flag in flags.FLAGS
-        if given[_parameter(flag)] is not None
+def _values(given: dict[str, object], config_file: str | None) -> dict[str, object]:
+    """The flags that were given, by their names. ConfigError tells all that is wrong with them."""
+    named = {flag.name: given[_parameter(flag)] for flag in flags.FLAGS}
+    wrong = [value.problem for value in named.values() if isinstance(value, WrongText)]
+    values = {
+        name: value
+        for name, value in named.items()
+        if value is not None and not isinstance(value, WrongText)
     }
+    if wrong:
+        config, _ = flags.config_of(values, config_file)
+        wrong += config_check.problems(config)
+        raise ConfigError("; ".join(wrong), hint="try: kproxy run --help")
+    return values
+
+
+def _init(config: Config, variant: str) -> None:
+    """What needs more rights than the daemon: a later run finds it done."""
+    from kproxy import logs, node_setup
+    from kproxy.backends import registry
+    from kproxy.daemon import node_name
+    from kproxy.kernel import capabilities
+
+    capabilities.require("kproxy run --init-only", "CAP_NET_ADMIN")
+    logs.setup(config.logging.format, config.logging.verbosity)
+    choice = registry.named(config.effective_mode, variant)
+    failed = node_setup.prepare(config)
+    node_setup.prepare_mode(config, choice, node_name(config))
+    if failed:
+        raise KernelError("; ".join(failed), hint="a run as root in the host's namespace may")
 
 
 def _write(config: Config, path: str) -> None:

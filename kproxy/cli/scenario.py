@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -166,6 +169,14 @@ class _Keeper:
 
 
 def _until_interrupted() -> None:
-    import signal
-
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    """Wait for SIGINT or SIGTERM. The handlers only wake the wait: the labs are then taken down."""
+    awake, wake = os.pipe()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: os.write(wake, b"!")) for number in numbers]
+    try:
+        select.select([awake], [], [])
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        os.close(awake)
+        os.close(wake)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kproxy.core.conflicts import Claim, ClaimIndex, Kind, claims_of
-from kproxy.core.objects import Family, ObjectKey, PortName, ServicePort
+from kproxy.core.objects import Family, ObjectKey, PortName, Protocol, ServicePort
 from kproxy.core.offers import Offer, offer_of
 from kproxy.core.slices import join
 from kproxy.core.snapshot import NodeSettings, PortPlan, Snapshot
-from kproxy.core.topology import categorize
+from kproxy.core.topology import categorize, spare
 from kproxy.core.tracker import Changes, Tracker
 
 
@@ -132,17 +132,20 @@ class Planner:
             if name in plans or not kept.any:
                 continue
             endpoints = join(slices, self.family, port.name, port.protocol, settings.name)
+            sets = categorize(
+                endpoints,
+                internal=offer.internal_policy,
+                external=offer.external_policy,
+                entry=kept.external,
+                node=settings.name,
+                zone=settings.zone,
+            )
+            if port.protocol is Protocol.UDP:
+                sets = spare(sets, endpoints)
             plans[name] = PortPlan(
                 name=name,
                 port=port.port,
-                endpoints=categorize(
-                    endpoints,
-                    internal=offer.internal_policy,
-                    external=offer.external_policy,
-                    entry=kept.external,
-                    node=settings.name,
-                    zone=settings.zone,
-                ),
+                endpoints=sets,
                 cluster_ip=kept.cluster_ip,
                 node_port=kept.node_port,
                 external_ips=kept.external_ips,

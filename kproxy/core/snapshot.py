@@ -40,6 +40,8 @@ class EndpointSets(Value, frozen=True, gc=False):
     service port ever uses that set**, the empty tuple that it is used and has nobody: drop.
     ``all`` is every endpoint that some rule may choose, for per-endpoint objects and conntrack.
     ``has_any`` is false when nothing is usable on any node: refuse.
+    ``spared`` are further ones that still serve and are chosen by no rule (they drain beside ready
+    ones, or hints name others): UDP flows that they have go on. Known for UDP ports only.
     All are sorted by (ip text, port), so that equal content renders equally.
     """
 
@@ -47,6 +49,7 @@ class EndpointSets(Value, frozen=True, gc=False):
     local: tuple[Endpoint, ...] | None
     all: tuple[Endpoint, ...]
     has_any: bool
+    spared: tuple[Endpoint, ...] = ()
 
 
 class PortPlan(Value, frozen=True, gc=False):

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 
+import msgspec
+
 from kproxy.core.objects import TrafficPolicy
 from kproxy.core.snapshot import Endpoint, EndpointSets
 
@@ -102,6 +104,19 @@ def categorize(
         # served although ready ones exist elsewhere. Topology never narrows it.
         local = _on_node(ready) or _on_node(draining)
     return EndpointSets(cluster, local, _union(cluster, local), bool(ready or draining))
+
+
+def spare(sets: EndpointSets, endpoints: tuple[Endpoint, ...]) -> EndpointSets:
+    """``sets``, chosen from ``endpoints``, with those named that serve on without being chosen."""
+    if len(sets.all) == len(endpoints):
+        return sets
+    chosen = {(endpoint.ip, endpoint.port) for endpoint in sets.all}
+    spared = tuple(
+        endpoint
+        for endpoint in endpoints
+        if (endpoint.ready or endpoint.serving) and (endpoint.ip, endpoint.port) not in chosen
+    )
+    return msgspec.structs.replace(sets, spared=spared) if spared else sets
 
 
 def _split(endpoints: tuple[Endpoint, ...]) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:

@@ -36,7 +36,7 @@ _log = logs.get("servers")
 RETRY = 5.0
 
 #: Seconds that the first sync has before the servers are there in any case.
-_HEAD_START = 1.0
+_HEAD_START = 5.0
 
 #: Seconds for open requests to end when the daemon does.
 _SHUTDOWN = 0.2

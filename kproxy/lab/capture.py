@@ -37,6 +37,7 @@ _LINKTYPE_ETHERNET, _DLT_RAW = 1, 12
 #: veth carries segments of up to 64 KiB whole (GSO); so does a snapshot.
 _SNAPSHOT = 1 << 18
 _TIMESPEC = struct.Struct("@ll")
+_ETHER_HEADER = 14
 _RECEIVE_BUFFER = 8 << 20
 _POLL_MS = 1000
 
@@ -242,6 +243,8 @@ class Decoder:
 
     def summary(self, data: bytes) -> str:
         """What a frame is. Ports stay numbers; an ICMP error is told with what it is about."""
+        if len(data) < _ETHER_HEADER:
+            return f"{len(data)} bytes, too short for an Ethernet frame"
         packet = self._ether(data)
         network = packet.payload
         segment = network.payload

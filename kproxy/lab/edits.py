@@ -15,7 +15,7 @@ import msgspec
 
 from kproxy.core.objects import Refusal, Value
 from kproxy.errors import LabError, UsageError
-from kproxy.lab import workloads
+from kproxy.lab import wiring, workloads
 from kproxy.lab.controllers import KINDS, fill
 from kproxy.lab.manifests import Raw
 from kproxy.lab.state import Allocations, LabState
@@ -123,8 +123,6 @@ def _located(refusal: Refusal, raw: Raw | None) -> Refusal:
 
 def _with_pods_to_come(state: LabState) -> LabState:
     """Pods of workloads that grow may be named in the same file as the workload itself."""
-    from kproxy.lab import wiring
-
     return wiring.place(state)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from kproxy.backends.base import Backend
 from kproxy.backends.fake import FakeIptables
 from kproxy.backends.iptables.apply import IptablesBackend
+from kproxy.backends.iptables.door import ToolDoor
 from kproxy.backends.iptables.host import Machine
 from kproxy.backends.iptables.script import Variant
 from kproxy.core.objects import Family
@@ -28,11 +30,12 @@ KINDS = [
 
 
 @pytest.fixture(params=KINDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[Backend[Any, Any, Any]]:
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend[Any, Any, Any]]:
     """A backend on an empty kernel; the real one is the test's own namespace."""
     variant, family, real = request.param
     if real:
         with scratch():
-            yield IptablesBackend(family, variant)
+            door = ToolDoor(family, variant, records=tmp_path / "records")
+            yield IptablesBackend(family, variant, door=door)
     else:
         yield IptablesBackend(family, variant, door=FakeIptables(), machine=Machine())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -277,3 +277,34 @@ def test_cleanup_takes_jumps_of_other_versions(backend: IptablesBackend) -> None
     run(backend, Table.FILTER, f"-A INPUT -j {chains.SERVICES}")
     backend.cleanup()
     assert parse(backend.door.save()) == before
+
+
+def test_cleanup_leaves_the_kubelets_own_rules(backend: IptablesBackend) -> None:
+    """A kubelet that keeps rules in the chain that we share keeps that chain, and the way to it."""
+    theirs = f"-A {chains.KUBELET_FIREWALL} -m mark --mark 0x8000/0x8000 -j DROP"
+    before = given(backend)
+    Syncer(backend).sync(some(backend.family))
+    run(backend, Table.FILTER, theirs)
+    backend.cleanup()
+    after = parse(backend.door.save())
+    assert theirs in after[Table.FILTER].pop(chains.KUBELET_FIREWALL)
+    for base in ("INPUT", "OUTPUT"):
+        assert after[Table.FILTER][base].pop() == f"-A {base} -j {chains.KUBELET_FIREWALL}"
+    assert after == before
+
+
+def test_cleanup_sets_sysctls_back_before_rules_go(backend: IptablesBackend) -> None:
+    """route_localnet without its guard would open 127.0.0.1 to neighbours."""
+    Syncer(backend).sync(some(backend.family))
+    name = "net/ipv4/conf/all/route_localnet"
+    seen = []
+    restore = backend.door.restore
+
+    def watching(chunks: Iterable[bytes]) -> None:
+        seen.append(backend.door.sysctl(name))
+        restore(chunks)
+
+    backend.door.restore = watching  # type: ignore[method-assign]
+    backend.cleanup()
+    assert seen
+    assert set(seen) == {"0"}

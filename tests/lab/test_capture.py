@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ def ask(lab: LabState, sender: str, to: str, port: int) -> None:
 
 
 def first(tap: Tap, count: int) -> list[Frame]:
-    return [frame for frame, _ in zip(tap.frames(), range(count))]
+    return list(islice(tap.frames(), count))
 
 
 @pytest.mark.kernel

@@ -67,7 +67,7 @@ def test_text_boxes_are_whole(width: int, nodes: int) -> None:
     text = draw(picture("wide", nodes=nodes, pods=3), width)
     counts = {text.count(corner) for corner in "╭╮╰╯"}
     assert counts == {nodes + 1}  # and the client
-    boxes = text.partition("services")[0]
+    boxes = text.partition("\nservices\n")[0]
     assert all(boxes.count(f"─ node{n} ") == 1 for n in range(1, nodes + 1))
     frames = [line for line in boxes.splitlines() if line.startswith(("╭", "│ ", "╰"))]
     assert all(line.endswith(("╮", "│", "╯")) for line in frames)

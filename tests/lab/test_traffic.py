@@ -202,7 +202,7 @@ def test_held_flow_stays_with_its_endpoint(stage: Stage, protocol: Protocol) -> 
     probe = Probe("192.0.2.2", 80, protocol, stage.client)
     with Holding(probe) as held:
         first, later = held.outcome, held.check()
-    assert later.alive and later.lost == 0
+    assert (later.alive, later.lost) == (True, 0)
     assert (later.endpoint, later.client) == ("any", first.client)
 
 
@@ -216,7 +216,8 @@ def test_http_and_typed_lines(stage: Stage) -> None:
             typed.sendall(b"hello\r\nagain\n")
             answers = typed.makefile()
             lines = [json.loads(answers.readline())["echo"] for _ in range(2)]
-    assert body["name"] == "any" and body["client"].startswith("192.0.2.1:")
+    assert body["name"] == "any"
+    assert body["client"].startswith("192.0.2.1:")
     assert lines == ["hello", "again"]
 
 
@@ -259,7 +260,8 @@ def test_answers_round_trip() -> None:
     assert decode_answer(body) == answer
     assert f"Content-Length: {len(body)}".encode() in head
     assert reply(Request("x", http=True, head_only=True), answer).endswith(b"\r\n\r\n")
-    assert decode_answer(b"{}") is None and decode_answer(b"\xff\n") is None
+    assert decode_answer(b"{}") is None
+    assert decode_answer(b"\xff\n") is None
 
 
 @pytest.mark.parametrize("pair", [("192.0.2.1", 80), ("2001:db8::1", 443)])

@@ -45,7 +45,7 @@ from tests.property.worlds import packets, worlds
 
 CASES = 10_000
 PACKETS = 30
-CLUSTERS = 1000
+CLUSTERS = 1200
 
 _RANDOM = int(os.environ.get("KPROXY_RANDOM_CLUSTERS", "0"))
 

@@ -22,7 +22,7 @@ from kproxy.core.objects import (
     family_of,
 )
 from tests.property.model import World
-from tests.property.strategies import NODES, ZONES, policies, some
+from tests.property.strategies import NODES, ZONES, policies
 
 V4, V6 = Family.IPV4, Family.IPV6
 TCP, UDP, SCTP = Protocol
@@ -68,18 +68,21 @@ SENDERS = {
         ("fd00:99::77", "eth0"),
     ),
 }
-_OUTSIDE, _NODES = ("192.0.2.0/24", "2001:db8:1::/48"), ("192.168.0.0/29", "2001:db8::/64")
-#: Ranges of clients outside and of nodes (this one's primary address is in it), of both families
+_OUTSIDE = ("192.0.2.0/24", "2001:db8:1::/48")
+_PRIMARY = ("192.168.0.2/32", "2001:db8::2/128")
+_SECOND = ("192.168.0.3/32", "2001:db8::3/128")
+#: Ranges of clients outside, of the node's primary address and of its other one; of both families
 #: or of one; more often none.
 SOURCE_RANGES = (
     *((),) * 3,
     _OUTSIDE,
-    _NODES,
-    (*_OUTSIDE, *_NODES),
+    _PRIMARY,
+    (*_OUTSIDE, *_PRIMARY),
+    (*_OUTSIDE, *_SECOND),
     _OUTSIDE[:1],
     _OUTSIDE[1:],
-    _NODES[:1],
-    _NODES[1:],
+    _PRIMARY[:1],
+    _PRIMARY[1:],
 )
 
 DETECTORS = (
@@ -173,13 +176,17 @@ def services(draw, name):
     )
 
 
+def _hints_of(names):
+    """Mostly one or both; hints count only where no pod is without."""
+    return (*((name,) for name in names), *((name,) for name in names), names, ())
+
+
 @st.composite
 def facts(draw):
     """address -> (node, zone hints, node hints). Hints come for most pods or for none."""
-    zones = draw(st.sampled_from((False, True)))
-    nodes = draw(st.sampled_from((False, False, True)))
-    hints = some(("a", "b")) if zones else st.just(())
-    node_hints = some(("node1", "node2")) if nodes else st.just(())
+    zones = draw(st.sampled_from(((), ("a", "b"))))
+    nodes = draw(st.sampled_from(((), (), ("node1", "node2"))))
+    hints, node_hints = (st.sampled_from(_hints_of(names)) for names in (zones, nodes))
     one = st.tuples(st.sampled_from(NODES), hints, node_hints)
     return {
         address: draw(one) if address not in (OWN[V4][0], OWN[V6][0]) else (NODE, *draw(one)[1:])
@@ -214,7 +221,7 @@ def worlds(draw):
     pods = draw(facts())
     offered = [draw(services(name)) for name in "abcd"[: draw(st.integers(1, 4))]]
     own = tuple(ip for family in Family for ip in OWN[family])
-    standing = draw(st.sampled_from(((), BALANCERS[V4] + BALANCERS[V6])))
+    standing = draw(st.sampled_from(((), (), BALANCERS[V4] + BALANCERS[V6])))
     pieces = [
         piece
         for service in offered
@@ -251,7 +258,7 @@ def targets(world: World, family: Family):
                 balancers = service.load_balancer_ips
                 found += [(ip, port.protocol, port.port) for ip in balancers] * 5
             if port.node_port:
-                places = (*world.local, LOOPBACK[family])
+                places = (*world.local, LOOPBACK[family], NOBODY[family], PODS[family][3])
                 found += [(ip, port.protocol, port.node_port) for ip in places]
         if service.health_check_node_port:
             found.append((OWN[family][0], TCP, service.health_check_node_port))

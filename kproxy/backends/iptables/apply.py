@@ -19,7 +19,7 @@ from kproxy.backends.iptables.render import Desired, context_of, render
 from kproxy.backends.iptables.script import Call, Variant, calls
 from kproxy.core.objects import Family
 from kproxy.core.snapshot import Snapshot
-from kproxy.errors import ApplyError, CommandError, MachineError
+from kproxy.errors import ApplyError, CommandError
 from kproxy.kernel import command
 
 #: Bytes handed to the tool at once: what a pipe holds.
@@ -113,6 +113,8 @@ class IptablesBackend:
 
     def cleanup(self) -> None:
         """Both variants of this family: a node may have changed from one to the other."""
+        # Before the rules, for the reason above.
+        self.door.forget_sysctls()
         for variant in Variant:
             door = self.door
             if variant is not self.variant:
@@ -121,22 +123,8 @@ class IptablesBackend:
                     or command.find(tool(self.family, variant)) is None
                 ):
                     continue
-                door = ToolDoor(self.family, variant)
+                door = ToolDoor(self.family, variant, records=door.records)
             _clean(door, self.family, variant)
-        self.door.forget_sysctls()
-
-
-def cleanup() -> None:
-    """Take away every trace of ours: both families, both variants. MachineError without tools."""
-    found = False
-    for family in Family:
-        for variant in Variant:
-            if command.find(tool(family, variant, "restore")) is not None:
-                found = True
-                _clean(ToolDoor(family, variant), family, variant)
-    if not found:
-        raise MachineError("no iptables tools", hint="try: apt-get install iptables")
-    ToolDoor(Family.IPV4, Variant.NFT).forget_sysctls()
 
 
 def _clean(door: Door, family: Family, variant: Variant) -> None:

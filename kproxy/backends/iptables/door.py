@@ -7,8 +7,6 @@ lab gives each node its own.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,9 +19,6 @@ from kproxy.kernel import command, sysctl
 
 #: Seconds that the legacy tools wait for the lock: kube-proxy's choice.
 _LOCK_WAIT = "5"
-
-#: Where values that sysctls had before us are written down, for cleanup.
-STATE_DIR = Path("/run/kproxy")
 
 _PREFIX = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 _FOREIGN_TABLE = re.compile(rb"^# Table `(nat|filter|mangle)' is incompatible", re.MULTILINE)
@@ -58,11 +53,12 @@ class Door(Protocol):
 
 
 class ToolDoor:
-    """The host's tools of one family and variant."""
+    """The host's tools of one family and variant; ``records`` is where sysctls are recorded."""
 
-    def __init__(self, family: Family, variant: Variant) -> None:
+    def __init__(self, family: Family, variant: Variant, *, records: Path = sysctl.RECORDS) -> None:
         self.family = family
         self.variant = variant
+        self.records = records
 
     def restore(self, chunks: Iterable[bytes]) -> None:
         argv = [tool(self.family, self.variant, "restore"), "--noflush", "-w", _LOCK_WAIT]
@@ -86,48 +82,7 @@ class ToolDoor:
         return sysctl.read(name)
 
     def set_sysctl(self, name: str, value: str) -> None:
-        before = sysctl.read(name)
-        sysctl.write(name, value)
-        if before is not None:
-            _remember(name, before, value)
+        sysctl.change(name, value, records=self.records)
 
     def forget_sysctls(self) -> None:
-        record = _record()
-        for name, (before, ours) in _recorded(record).items():
-            # Whoever set another value since then meant it.
-            if sysctl.read(name) == ours:
-                sysctl.write(name, before)
-        record.unlink(missing_ok=True)
-
-
-def _record() -> Path:
-    """The record of the calling thread's network namespace, which its inode number names."""
-    return STATE_DIR / f"sysctl-{os.stat('/proc/thread-self/ns/net').st_ino}.json"
-
-
-def _recorded(record: Path) -> dict[str, list[str]]:
-    try:
-        values: dict[str, list[str]] = json.loads(record.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise KernelError(
-            f"unreadable: {error}", where=str(record), hint="delete it and set the sysctls by hand"
-        ) from error
-    return values
-
-
-def _remember(name: str, before: str, ours: str) -> None:
-    """Written beside and moved in place: a crash leaves the old record or the new one.
-
-    A namespace that reuses the number of a dead one finds that one's record; its values are
-    overwritten here, because being called means that the sysctl had not our value.
-    """
-    STATE_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
-    record = _record()
-    values = {**_recorded(record), name: [before, ours]}
-    scratch = record.with_suffix(f".{os.getpid()}")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(values, file)
-    scratch.replace(record)
+        sysctl.restore(records=self.records)

@@ -40,10 +40,11 @@ def tries_for(endpoints: int) -> int:
     return math.ceil(draws) + (endpoints > 2)
 
 
-def wanted_tries(flow: Flow) -> int:
-    """How often a flow is sent.
+def wanted_tries(flow: Flow, *, rivals: bool = False) -> int:
+    """How often a flow is sent. ``rivals``: there are endpoints that it must not reach.
 
-    One source port is one flow to the kernel's memory: sending it again proves nothing.
+    One source port is one flow to the kernel's memory: sending it again proves nothing. A rival
+    counts as one endpoint more: if it were chosen as often as the others, it would be seen.
     """
     expect = flow.expect
     if flow.repeat:
@@ -52,7 +53,8 @@ def wanted_tries(flow: Flow) -> int:
         return 1
     if expect.same_endpoint:
         return 10
-    return tries_for(len(expect.endpoints or ()))
+    listed = len(expect.endpoints or ())
+    return tries_for(listed + 1 if listed and rivals else listed)
 
 
 def judge(flow: Flow, tries: Sequence[Outcome], *, like: str = "") -> Judged:

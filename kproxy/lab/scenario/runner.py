@@ -273,7 +273,7 @@ class _Act:
                 return judge_hold(holding.outcome, _known(stage))
             return self._judged(flow, [holding.outcome])
         if _sequential(flow) and not needs_crafting(stage, flow):
-            tries = [probe_all([_probe(stage, flow)])[0] for _ in range(wanted_tries(flow))]
+            tries = [probe_all([_probe(stage, flow)])[0] for _ in range(_count(stage, flow))]
             return self._judged(flow, tries)
         return None
 
@@ -285,6 +285,13 @@ def _known(stage: Stage) -> frozenset[str]:
         for endpoint in stage.layout.endpoints
         for port, _ in endpoint.ports
     )
+
+
+def _count(stage: Stage, flow: Flow) -> int:
+    """How often a flow is sent here."""
+    listed = flow.expect.endpoints if flow.expect is not None else None
+    rivals = listed is not None and not _known(stage) <= set(listed)
+    return wanted_tries(flow, rivals=rivals)
 
 
 def needs_crafting(stage: Stage, flow: Flow) -> bool:
@@ -330,7 +337,7 @@ def _tries(stage: Stage, flows: Sequence[Flow]) -> list[list[Outcome]]:
     plain: list[tuple[int, Any]] = []
     crafted: list[tuple[int, Flow]] = []
     for index, flow in enumerate(flows):
-        for _ in range(wanted_tries(flow)):
+        for _ in range(_count(stage, flow)):
             if needs_crafting(stage, flow):
                 crafted.append((index, flow))
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -157,7 +157,8 @@ class Stage:
             self._verb(action.proxy)
         elif action.exec:
             host = NODE if action.place == NODE else self._home_of(action.place)
-            run(action.exec, namespace=self.fd(host), env=self.environment, timeout=30)
+            argv = in_variant(action.exec, self.choice.variant if self.choice else "")
+            run(argv, namespace=self.fd(host), env=self.environment, timeout=30)
         elif action.fault:
             self._fault(action.fault, action.kind)
         elif self.proxy is not None and self.proxy.running:
@@ -231,6 +232,14 @@ class Stage:
     @property
     def where(self) -> Path:
         return self.home
+
+
+def in_variant(argv: Sequence[str], variant: str) -> tuple[str, ...]:
+    """``argv`` with the tool of the variant that runs: the other one has tables of its own."""
+    family, dash, rest = argv[0].partition("-")
+    if variant and family in ("iptables", "ip6tables") and rest in ("", "save", "restore"):
+        return (f"{family}-{variant}{dash}{rest}", *argv[1:])
+    return tuple(argv)
 
 
 def _loopback(address: str) -> bool:

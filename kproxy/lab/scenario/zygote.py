@@ -134,6 +134,8 @@ def _be_proxy(namespace: int, launch: Launch) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    # The runner may have put something else in their place.
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), "w", buffering=1) for fd in (1, 2))
     os.environ.update(launch.environment)
     with entered(namespace):
         return daemon.main(

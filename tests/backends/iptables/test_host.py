@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.backends.iptables import apply, door, host
+from kproxy.backends.base import Syncer
+from kproxy.backends.iptables import apply, host
 from kproxy.backends.iptables.door import ToolDoor
 from kproxy.backends.iptables.host import Feature, detect_variant, features, lacking, machine
 from kproxy.backends.iptables.rules import Table
@@ -14,17 +15,10 @@ from kproxy.backends.iptables.script import Variant
 from kproxy.core.objects import Family
 from kproxy.errors import MachineError
 from kproxy.kernel import netns, sysctl
+from tests.backends.iptables.plans import port, snapshot
 from tests.contract.namespaces import KERNEL, scratch
 
 ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
-
-
-@pytest.fixture
-def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the door writes down what sysctls were."""
-    folder = tmp_path / "state"
-    monkeypatch.setattr(door, "STATE_DIR", folder)
-    return folder
 
 
 @pytest.mark.kernel
@@ -94,53 +88,33 @@ def test_looking_for_the_variant_makes_no_table() -> None:
 
 
 @pytest.mark.kernel
-def test_sysctls_are_set_back(records: Path) -> None:
-    """The value before us comes back, the record is private, and goes with it."""
+def test_route_localnet_is_set_back(tmp_path: Path) -> None:
+    """Set with the rules, and by cleanup what it was, in whichever variant it is called."""
+    records = tmp_path / "records"
+    legacy, nft = (
+        apply.IptablesBackend(
+            Family.IPV4, variant, door=ToolDoor(Family.IPV4, variant, records=records)
+        )
+        for variant in Variant
+    )
     with scratch():
-        its = ToolDoor(Family.IPV4, Variant.NFT)
-        its.set_sysctl(ROUTE_LOCALNET, "1")
-        (record,) = records.iterdir()
-        assert (record.stat().st_mode & 0o777, records.stat().st_mode & 0o777) == (0o600, 0o700)
-        assert its.sysctl(ROUTE_LOCALNET) == "1"
-        its.forget_sysctls()
-        assert its.sysctl(ROUTE_LOCALNET) == "0"
+        Syncer(legacy).sync(snapshot(port()))
+        assert sysctl.read(ROUTE_LOCALNET) == "1"
+        nft.cleanup()
+        assert sysctl.read(ROUTE_LOCALNET) == "0"
         assert list(records.iterdir()) == []
-        its.forget_sysctls()
 
 
 @pytest.mark.kernel
-def test_a_value_that_others_set_since_stays(records: Path) -> None:
-    """Cleanup undoes what we did, not what somebody did after us."""
-    with scratch():
-        its = ToolDoor(Family.IPV4, Variant.NFT)
-        sysctl.write(ROUTE_LOCALNET, "1")
-        its.set_sysctl(ROUTE_LOCALNET, "0")
-        sysctl.write(ROUTE_LOCALNET, "1")
-        its.forget_sysctls()
-        assert its.sysctl(ROUTE_LOCALNET) == "1"
-
-
-@pytest.mark.kernel
-def test_cleanup_of_everything_takes_both_variants_and_families(records: Path) -> None:
-    """Chains of a node that changed its variant go as well."""
-    text = "*nat\n:KUBE-SERVICES - [0:0]\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n"
-    with scratch():
-        doors = [ToolDoor(family, variant) for family in Family for variant in Variant]
-        for its in doors:
-            its.restore([text.encode()])
-        apply.cleanup()
-        assert [its.save().count("KUBE-") for its in doors] == [0, 0, 0, 0]
-
-
-@pytest.mark.kernel
-def test_backend_cleanup_takes_the_other_variant(records: Path) -> None:
+def test_backend_cleanup_takes_the_other_variant(tmp_path: Path) -> None:
     """One backend cleans its family in both variants."""
     text = "*nat\n:KUBE-SERVICES - [0:0]\nCOMMIT\n"
     with scratch():
         doors = [ToolDoor(Family.IPV4, variant) for variant in Variant]
         for its in doors:
             its.restore([text.encode()])
-        apply.IptablesBackend(Family.IPV4, "nft").cleanup()
+        nft = ToolDoor(Family.IPV4, Variant.NFT, records=tmp_path)
+        apply.IptablesBackend(Family.IPV4, "nft", door=nft).cleanup()
         assert [its.save().count("KUBE-") for its in doors] == [0, 0]
 
 
@@ -149,5 +123,3 @@ def test_a_missing_tool_is_a_machine_error(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("kproxy.kernel.command.find", lambda tool: None)
     with pytest.raises(MachineError, match="apt-get install iptables"):
         host.probe(Family.IPV4, Variant.LEGACY)
-    with pytest.raises(MachineError, match="apt-get install iptables"):
-        apply.cleanup()

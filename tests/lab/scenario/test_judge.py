@@ -85,7 +85,8 @@ def test_judgement(expect: Expect, tries: list[Outcome], passes: bool) -> None:
     judged = judge(flow(expect), tries)
     assert judged.passed is passes
     assert bool(judged.detail) is not passes
-    assert judged.expected and judged.seen
+    assert judged.expected
+    assert judged.seen
 
 
 def test_every_kind_of_outcome_fails_some_expectation_of_every_kind() -> None:
@@ -126,6 +127,21 @@ TRIES = [
 def test_how_often_a_flow_is_sent(one: Flow, count: int) -> None:
     """As often as the expectation needs, or as the flow says."""
     assert wanted_tries(one) == count
+
+
+RIVALLED = [
+    (flow(REJECT), 1),
+    (flow(ends(A)), 21),
+    (flow(ends(A, B)), 38),
+    (flow(ends(A), hold="h"), 1),
+    (flow(ends(A), repeat=2), 2),
+]
+
+
+@pytest.mark.parametrize(("one", "count"), RIVALLED)
+def test_endpoints_that_must_not_be_reached_cost_more_tries(one: Flow, count: int) -> None:
+    """One lucky try does not show that nobody else is ever chosen."""
+    assert wanted_tries(one, rivals=True) == count
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,9 @@ EVENTS: tuple[Event, ...] = (
           "Partial restores that the kernel refused", modes=_IPTABLES),
     Event("sync_proxy_rules_nftables_sync_failures_total", Counter,
           "Transactions that the kernel refused", modes=_NFTABLES),
+    Event("conntrack_reconciler_sync_duration_seconds", Histogram,
+          "Time to compare the table of tracked flows with the plan", buckets=SYNC_BUCKETS),
+    Event("conntrack_reconciler_deleted_entries_total", Counter, "Stale flows deleted"),
     Event("proxy_healthz_total", Counter, "Answers to /healthz", labels=("code",)),
     Event("proxy_livez_total", Counter, "Answers to /livez", labels=("code",)),
 )  # fmt: skip
@@ -136,6 +139,11 @@ class Metrics:
             for table in ("nat", "filter"):
                 gauge = self._events["sync_proxy_rules_iptables_last"]
                 gauge.labels(table, _label(family)).set(written.get(table, 0))
+
+    def reconciled(self, family: Family, seconds: float, deleted: int) -> None:
+        """The table of tracked flows was compared with the plan, and ``deleted`` flows removed."""
+        self._of("conntrack_reconciler_sync_duration_seconds", family).observe(seconds)
+        self._of("conntrack_reconciler_deleted_entries_total", family).inc(deleted)
 
     def answered(self, path: str, status: int) -> None:
         """The health server answered ``healthz`` or ``livez``."""

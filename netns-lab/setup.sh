@@ -21,6 +21,9 @@ iptables    | iptables-restore      | lab   | the iptables mode, both variants
 nftables    | nft                   | lab   | the nft variant, seen from below
 ipset       | ipset                 | lab   | sets of the ipvs mode, seen from below
 conntrack   | conntrack             | lab   | the table of connections, seen from below
+curl        | curl                  | lab   | what users talk to services with
+libpcap0.8  | libpcap.so.0.8        | lab   | filters of `kproxy lab capture`
+librsvg2-bin | rsvg-convert         | lab   | `kproxy lab graph` as PNG
 kmod        | modprobe              | lab   | iptables loads its kernel modules through it
 gcc         | gcc                   | lab   | compiles the extension
 libc6-dev   | /usr/include/stdio.h  | lab   | its headers
@@ -78,6 +81,7 @@ kp_setup() {
 kp_has() {
     case $1 in
     /*) [ -e "$1" ] ;;
+    lib*.so*) [[ $(ldconfig -p) == *"$1"* ]] ;;
     *) command -v "$1" >/dev/null ;;
     esac
 }

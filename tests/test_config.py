@@ -349,13 +349,31 @@ def test_every_flag_with_a_path_names_a_field_and_its_default_reads_back() -> No
     assert len(flags.BY_NAME) == len(flags.FLAGS)
 
 
-def test_settings_without_effect_are_said() -> None:
-    """The servers are said by default, other settings when they were made."""
-    assert [line.split(":")[0] for line in config_check.without_effect(Config())] == [
-        "healthzBindAddress",
-        "metricsBindAddress",
-    ]
-    changed = replace_at(Config(healthz_bind_address="", metrics_bind_address=""),
-                         "conntrack.min", 5)  # fmt: skip
-    said = config_check.without_effect(changed)
-    assert [line.split(":")[0] for line in said][-1] == "conntrack"
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("enableProfiling", True, True),
+        ("featureGates", {"A": True}, True),
+        ("portRange", "1-2", True),
+        ("conntrack.min", 5, False),
+        ("oomScoreAdj", 0, False),
+        ("healthzBindAddress", "127.0.0.1:1", False),
+    ],
+)
+def test_settings_without_effect_are_said(path: str, value: object, *, said: bool) -> None:
+    """A setting that was made and does nothing is said, one that works is not, defaults are not."""
+    assert config_check.without_effect(Config()) == ()
+    lines = config_check.without_effect(replace_at(Config(), path, value))
+    assert [line.split(":")[0] for line in lines] == ([path] if said else [])
+
+
+def test_types_and_values_of_a_file_are_told_together(tmp_path: Path) -> None:
+    """A value of a wrong type does not hide one that makes no sense."""
+    head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+    path = write(
+        tmp_path, head + "iptables: {syncPeriod: 30}\nclusterCIDR: x\nhealthzBindAddress: 7\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        flags.load(path)
+    for part in ("iptables.syncPeriod", "clusterCIDR", "healthzBindAddress"):
+        assert part in str(caught.value)

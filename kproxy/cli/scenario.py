@@ -61,13 +61,14 @@ def run(
     table = exceptions.default_path()
     rows = exceptions.load(table) if table.exists() else ()
     show = _Screen(output)
+    pairs = [(choice, case) for choice in wanted.choices for case in cases]
     with Runner(rows, explain_failures=not no_explain) as runner:
-        keeper = _Keeper(keep, len(cases) * len(wanted.choices))
-        for choice in wanted.choices:
-            for case in cases:
-                show.result(runner.run(case, choice, before_end=keeper.look))
-                if keeper.done:
-                    break
+        keeper = _Keeper(keep)
+        for number, (choice, case) in enumerate(pairs, 1):
+            keeper.last = number == len(pairs)
+            show.result(runner.run(case, choice, before_end=keeper.look))
+            if keeper.done:
+                break
         if any(path.is_dir() for path in files) and not only and not keeper.done:
             for unmet in runner.unused_rows(wanted.choices):
                 show.result(unmet)
@@ -89,9 +90,15 @@ def scenario_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _load(path: Path) -> list[Scenario | Broken]:
-    from kproxy.lab.scenario.schema import load
+    """The cases of a file; one that is there and no YAML is a broken case itself."""
+    from kproxy.lab.scenario.schema import Broken, load
 
-    return load(path)
+    try:
+        return load(path)
+    except ScenarioError as wrong:
+        if not path.exists():
+            raise
+        return [Broken(path.name, wrong)]
 
 
 class _Screen:
@@ -147,14 +154,13 @@ def _rich(one: Result) -> None:
 class _Keeper:
     """Holds the lab of the first scenario that failed, or of the last one, until Ctrl-C."""
 
-    def __init__(self, wanted: bool, total: int) -> None:
+    def __init__(self, wanted: bool) -> None:
         self.done = False
+        self.last = False
         self._wanted = wanted
-        self._left = total
 
     def look(self, stage: Stage, result: Result) -> None:
-        self._left -= 1
-        if not self._wanted or (result.passed and self._left):
+        if not self._wanted or (result.passed and not self.last):
             return
         self.done = True
         lines = [

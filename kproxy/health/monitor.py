@@ -90,6 +90,10 @@ class Monitor:
             self._families[record.family] = state.ended(now, ok=record.ok)
             self._count("synced", record)
 
+    def reconciled(self, family: Family, seconds: float, deleted: int) -> None:
+        """Stale flows of a family were looked for, and ``deleted`` of them removed."""
+        self._count("reconciled", family, seconds, deleted)
+
     def answered(self, path: str, status: int) -> None:
         """The health server answered."""
         self._count("answered", path, status)

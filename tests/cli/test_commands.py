@@ -56,7 +56,6 @@ def kproxy(*argv: str, prefix: list[str] | None = None) -> subprocess.CompletedP
         (["run", "--iptables-sync-period", "30"], "1m30s"),
         (["run", "--iptables-variant", "best"], "best"),
         (["run", "--config", "/nowhere.yaml"], "/nowhere.yaml"),
-        (["run", "--init-only"], "--init-only"),
         (["run", "--proxy-mode", "magic", "--cluster-cidr", "x"], "clusterCIDR"),
         (["render"], "--filename"),
         (["render", "-f", "/nowhere"], "/nowhere"),
@@ -71,6 +70,16 @@ def test_wrong_use_is_one_line_and_status_2(argv: list[str], told: str) -> None:
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("kproxy: ")
     assert told in done.stderr
+
+
+def test_every_wrong_flag_is_told_at_once() -> None:
+    """Texts that cannot be read and values that make no sense stand in one line."""
+    argv = ["--masquerade-all=maybe", "--conntrack-min", "many", "--cluster-cidr", "here"]
+    done = kproxy("run", *argv)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    for part in ("--masquerade-all", "--conntrack-min", "clusterCIDR"):
+        assert part in done.stderr
 
 
 def test_render_prints_the_rules_of_both_families(tmp_path: Path) -> None:
@@ -122,7 +131,9 @@ def test_every_flag_is_in_the_help() -> None:
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("argv", [["run", "-f", "/tmp"], ["cleanup"], ["doctor"]])
+@pytest.mark.parametrize(
+    "argv", [["run", "-f", "/tmp"], ["run", "--init-only"], ["cleanup"], ["doctor"]]
+)
 def test_without_rights_it_is_one_line_and_status_3(argv: list[str]) -> None:
     """A process that may not: exit 3, and what to do about it."""
     done = kproxy(*argv, prefix=POWERLESS)

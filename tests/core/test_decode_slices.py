@@ -251,3 +251,41 @@ def test_bad_members_of_a_node() -> None:
         "status.addresses[0].address",
         "status.addresses[1]",
     ]
+
+
+TRIGGER = "endpoints.kubernetes.io/last-change-trigger-time"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2026-01-01T00:00:00Z", 1767225600.0),
+        ("2026-01-01T00:00:00.25Z", 1767225600.25),
+        ("2026-01-01T00:00:00.123456789Z", 1767225600.123456),
+        ("2026-01-01T01:00:00+01:00", 1767225600.0),
+        ("yesterday", 0.0),
+        ("", 0.0),
+        (None, 0.0),
+    ],
+)
+def test_when_a_slices_change_happened(text: str | None, seconds: float) -> None:
+    """The annotation is read in all forms of RFC 3339; a broken one is no fault of the slice."""
+    meta = {**slice_of()["metadata"], "annotations": {TRIGGER: text}}
+    decoded = decode_value(slice_of(metadata=meta))
+    (piece,) = decoded.objects
+    assert isinstance(piece, EndpointSlice)
+    assert piece.trigger == seconds
+    assert decoded.refusals == []
+
+
+def test_mirrored_endpoints_carry_the_time_too() -> None:
+    """An Endpoints object has the same annotation."""
+    document = {
+        "apiVersion": "v1",
+        "kind": "Endpoints",
+        "metadata": {"name": "web", "annotations": {TRIGGER: "2026-01-01T00:00:00Z"}},
+        "subsets": [{"addresses": [{"ip": "10.0.0.1"}], "ports": [{"port": 80}]}],
+    }
+    (piece,) = decode_value(document).objects
+    assert isinstance(piece, EndpointSlice)
+    assert piece.trigger == 1767225600.0

@@ -241,7 +241,6 @@ def test_packets_meet_the_model(family):
                 rows[expected.row, expected.fate] += 1
 
     check()
-    print(sorted(rows.items(),key=lambda x:x[1])[:12]); print(cases, seen.most_common()[-8:])
     if not _RANDOM:
         check_coverage(family, rows, seen)
         assert cases["packets"] >= CASES

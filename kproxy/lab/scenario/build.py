@@ -20,10 +20,8 @@ masqueraded source always differs from the sender's, also when the node is the s
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from kproxy.core.address import canonical_ip, special_use
 from kproxy.core.objects import Family, Protocol, Value, family_of
 from kproxy.lab.network import (
     BASE_SYSCTLS,
@@ -36,7 +34,8 @@ from kproxy.lab.network import (
     Route,
     RouteKind,
 )
-from kproxy.lab.scenario.schema import Flow, Manifest, Scenario, SenderKind
+from kproxy.lab.scenario.inventory import Endpoint, endpoints_of, service_addresses
+from kproxy.lab.scenario.schema import Flow, Scenario, SenderKind
 from kproxy.lab.scenario.settings import detection
 from kproxy.lab.traffic.responder import Listener
 
@@ -61,14 +60,6 @@ NODE_SYSCTLS = (
 )
 
 
-class Endpoint(Value, frozen=True):
-    """One endpoint address over all steps: where it lives and what it answers."""
-
-    address: str
-    local: bool
-    ports: tuple[tuple[int, Protocol], ...]
-
-
 class Layout(Value, frozen=True):
     """The network, and who is where in it.
 
@@ -85,20 +76,28 @@ class Layout(Value, frozen=True):
     control: dict[Family, str]
 
     def crafted(self, flow: Flow) -> bool:
-        """Whether the flow's first packet cannot come from a socket of its sender.
+        """Whether the flow's first packet cannot come from a socket of its sender."""
+        return is_crafted(flow, self.vips, self.owned)
 
-        The node itself and endpoints do own the address that they send from.
-        """
-        if flow.from_kind is SenderKind.NODE or self.homes.get(flow.source) == NODE:
-            return False
-        foreign = flow.source in self.vips or flow.source == flow.to
-        return foreign and flow.source not in {one.address for one in self.endpoints}
+    @property
+    def owned(self) -> frozenset[str]:
+        """Addresses of endpoints and of the node."""
+        node = (address for address, host in self.homes.items() if host == NODE)
+        return frozenset((*node, *(endpoint.address for endpoint in self.endpoints)))
 
     def sender(self, flow: Flow) -> str:
         """The host that sends a flow."""
         if self.crafted(flow):
             return OUTSIDE
         return NODE if flow.from_kind is SenderKind.NODE else self.homes[flow.source]
+
+
+def is_crafted(flow: Flow, vips: frozenset[str], owned: frozenset[str]) -> bool:
+    """A source that is a service address, or the destination itself, belongs to nobody who could
+    send from it; unless an endpoint or the node has that address (``owned``)."""
+    if flow.from_kind is SenderKind.NODE or flow.source in owned:
+        return False
+    return flow.source in vips or flow.source == flow.to
 
 
 def build(scenario: Scenario, lab: str) -> Layout:
@@ -109,82 +108,6 @@ def build(scenario: Scenario, lab: str) -> Layout:
     drawing.place_senders()
     drawing.place_world()
     return drawing.layout()
-
-
-def endpoints_of(scenario: Scenario) -> tuple[Endpoint, ...]:
-    """Every address of every slice (and Endpoints object) of every step that can be served."""
-    ports: dict[str, set[tuple[int, Protocol]]] = {}
-    local: dict[str, bool] = {}
-    for manifest in scenario.manifests:
-        for address, node, offered in _addresses_of(manifest):
-            text = canonical_ip(address)
-            if text is None or special_use(text):
-                continue  # a bad member: the proxy must leave it out, and nobody lives there
-            ports.setdefault(text, set()).update(offered)
-            local[text] = local.get(text, False) or node == scenario.node.name
-    return tuple(Endpoint(ip, local[ip], tuple(sorted(ports[ip]))) for ip in sorted(ports))
-
-
-def _addresses_of(
-    manifest: Manifest,
-) -> Iterator[tuple[str, str, set[tuple[int, Protocol]]]]:
-    """(address, node name, ports) of one object; objects may be broken on purpose."""
-    kind = manifest.get("kind")
-    if kind == "List":
-        for item in _mappings(manifest.get("items")):
-            yield from _addresses_of(dict(item))
-    elif kind == "EndpointSlice":
-        offered = set(_ports(manifest.get("ports")))
-        for endpoint in _mappings(manifest.get("endpoints")):
-            node = str(endpoint.get("nodeName") or "")
-            for address in endpoint.get("addresses") or ():
-                yield str(address), node, offered
-    elif kind == "Endpoints":
-        for subset in _mappings(manifest.get("subsets")):
-            offered = set(_ports(subset.get("ports")))
-            for key in ("addresses", "notReadyAddresses"):
-                for entry in _mappings(subset.get(key)):
-                    yield str(entry.get("ip")), str(entry.get("nodeName") or ""), offered
-
-
-def _ports(entries: object) -> Iterator[tuple[int, Protocol]]:
-    known = {str(protocol): protocol for protocol in Protocol}
-    for entry in _mappings(entries):
-        number, protocol = entry.get("port"), known.get(entry.get("protocol") or "TCP")
-        if isinstance(number, int) and 0 < number < 65536 and protocol is not None:
-            yield number, protocol
-
-
-def _mappings(value: object) -> Iterator[Mapping[str, Any]]:
-    if isinstance(value, list | tuple):
-        yield from (item for item in value if isinstance(item, Mapping))
-
-
-def service_addresses(scenario: Scenario) -> frozenset[str]:
-    """Every cluster, external and load-balancer address of every step."""
-    found: set[str] = set()
-    for manifest in scenario.manifests:
-        if manifest.get("kind") != "Service":
-            continue
-        spec, status = manifest.get("spec"), manifest.get("status")
-        spec = spec if isinstance(spec, Mapping) else {}
-        balancer = status.get("loadBalancer") if isinstance(status, Mapping) else None
-        ingress = balancer.get("ingress") if isinstance(balancer, Mapping) else None
-        texts = [spec.get("clusterIP"), *_texts(spec.get("clusterIPs"))]
-        texts += [
-            *_texts(spec.get("externalIPs")),
-            *(item.get("ip") for item in _mappings(ingress)),
-        ]
-        for text in texts:
-            address = canonical_ip(text) if isinstance(text, str) else None
-            if address is not None:
-                found.add(address)
-    return frozenset(found)
-
-
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, list | tuple):
-        yield from (item for item in value if isinstance(item, str))
 
 
 class _Drawing:
@@ -329,9 +252,8 @@ class _Drawing:
             self.uplink(OUTSIDE)
 
     def is_crafted(self, flow: Flow) -> bool:
-        return flow.from_kind is not SenderKind.NODE and (
-            flow.source in self.vips or flow.source == flow.to
-        )
+        owned = {endpoint.address for endpoint in self.endpoints} | set(self.scenario.node.ips)
+        return is_crafted(flow, self.vips, frozenset(owned))
 
     def add_outsider(self, host: str, address: str) -> None:
         if host not in self.addresses:

@@ -159,6 +159,7 @@ class _Act:
         self.step = 0
         self._held: dict[str, Holding] = {}
         self._reached: dict[str, str] = {}
+        self._unsent: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -207,14 +208,20 @@ class _Act:
         return self.claimed and claims(flow.modes, self.choice.mode)
 
     def _claimed_flows(self, flows: Iterable[Flow]) -> Iterator[Flow]:
-        """Flows whose outcome is claimed here, as the exceptions change them; others are listed."""
+        """Flows whose outcome is claimed here; the others, and those that build on them, are
+        listed."""
         for flow in flows:
-            if self._claims(flow):
-                yield flow
-            else:
+            reason = ""
+            if not self._claims(flow):
                 assert self.choice is not None
                 reason = f"its outcome is not claimed for {self.choice.mode}"
+            elif {flow.check, flow.expect.same_as if flow.expect else ""} & self._unsent:
+                reason = "the flow that it builds on did not run"
+            if reason:
+                self._unsent |= {flow.hold, flow.name} - {""}
                 self.skipped.append(Skipped(flow.title, self.step, reason))
+            else:
+                yield flow
 
     def _row(self, flow: Flow) -> Row | None:
         row = exceptions.find(self.runner.rows, self.choice.mode, flow) if self.choice else None
@@ -262,10 +269,7 @@ class _Act:
         """Held flows and their checks, and tries one after the other; None for all others."""
         if flow.check:
             assert flow.expect is not None
-            holding = self._held.get(flow.check)
-            if holding is None:
-                return Judged(False, "a held flow", f"{flow.check} is not held in this mode")
-            return judge_check(flow.expect, holding.check(), _known(stage))
+            return judge_check(flow.expect, self._held[flow.check].check(), _known(stage))
         if flow.hold:
             self._held[flow.hold] = holding = Holding(_probe(stage, flow))
             self._reached[flow.name] = holding.outcome.local

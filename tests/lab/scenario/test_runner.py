@@ -174,7 +174,7 @@ UPDATES = f"""
     delete: [{{kind: Service, metadata: {{namespace: a, name: s}}}}]
     do: [{{proxy: stop}}]
     flows: [{{name: unseen, {TO}, expect: {{{BOTH}}}}}]
-  - do: [{{proxy: start}}, {{exec: ['true']}}, {{exec: [ip, addr], in: 10.1.0.1}}]
+    - {{name: one, {TO}, repeat: 1, expect: {{{BOTH}}}}}
     flows: [{{name: gone, {TO}, expect: {{verdict: ACCEPT_UNTRANSLATED}}}}]
   - about: wiped by hand and begun anew
     do: [{{proxy: stop}}, {{exec: [iptables-nft, -t, nat, -F]}}, {{proxy: start}}]
@@ -273,6 +273,23 @@ def test_flows_that_are_not_claimed_are_skipped(runner: Runner, choice: Choice) 
     mixed = runner.run(flows(*lines, f"{TO}, expect: {{{BOTH}}}"), choice)
     assert (len(mixed.flows), len(mixed.skipped)) == (1, 1)
     assert exit_status([result, mixed]) == 0
+
+
+def test_what_builds_on_a_skipped_flow_is_skipped(runner: Runner, choice: Choice) -> None:
+    """The check of a flow that is not held in this mode, and what is compared with it."""
+    lines = (
+        f"name: held, {TO}, hold: h, modes: [nftables]",
+        "check: h, expect: {alive: true}",
+        f"{TO}, same_as: held, expect: {{{BOTH}}}",
+        f"{TO}, expect: {{{BOTH}}}",
+    )
+    result = runner.run(flows(*lines), choice)
+    assert (len(result.flows), result.passed) == (1, True)
+    assert [skip.reason for skip in result.skipped] == [
+        "its outcome is not claimed for iptables",
+        "the flow that it builds on did not run",
+        "the flow that it builds on did not run",
+    ]
 
 
 def test_exceptions_replace_an_expectation_and_are_named(choice: Choice) -> None:

@@ -22,8 +22,8 @@ nftables    | nft                   | lab   | the nft variant, seen from below
 ipset       | ipset                 | lab   | sets of the ipvs mode, seen from below
 conntrack   | conntrack             | lab   | the table of connections, seen from below
 curl        | curl                  | lab   | what users talk to services with
-libpcap0.8  | libpcap.so.0.8        | lab   | filters of `kproxy lab capture`
-librsvg2-bin | rsvg-convert         | lab   | `kproxy lab graph` as PNG
+libpcap0.8  | libpcap.so.0.8        | lab   | filters of kproxy lab capture
+librsvg2-bin | rsvg-convert         | lab   | kproxy lab graph as PNG
 kmod        | modprobe              | lab   | iptables loads its kernel modules through it
 gcc         | gcc                   | lab   | compiles the extension
 libc6-dev   | /usr/include/stdio.h  | lab   | its headers

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.host import Machine
 from kproxy.core.events import Delta
-from kproxy.core.objects import Family, TrafficPolicy
+from kproxy.core.objects import Family, ServiceType, TrafficPolicy
 from kproxy.core.planner import Planner
 from kproxy.core.snapshot import Snapshot
 from kproxy.core.tracker import Counts, Tracker
@@ -226,7 +226,7 @@ def test_states_are_those_of_the_scrape() -> None:
 
 
 HERE, ELSEWHERE = make_endpoint("10.180.0.1", "node1"), make_endpoint("10.180.0.2", "node2")
-NODE_PORT = (make_port(node_port=30080),)
+NODE_PORT = {"type": ServiceType.NODE_PORT, "ports": (make_port(node_port=30080),)}
 LOCAL = TrafficPolicy.LOCAL
 
 
@@ -237,11 +237,11 @@ LOCAL = TrafficPolicy.LOCAL
         ({"internal_policy": LOCAL}, (ELSEWHERE, HERE), 0, 0),
         ({"internal_policy": LOCAL}, (), 0, 0),
         ({}, (ELSEWHERE,), 0, 0),
-        ({"external_policy": LOCAL, "ports": NODE_PORT}, (ELSEWHERE,), 0, 1),
-        ({"external_policy": LOCAL, "ports": NODE_PORT}, (HERE,), 0, 0),
+        ({"external_policy": LOCAL, **NODE_PORT}, (ELSEWHERE,), 0, 1),
+        ({"external_policy": LOCAL, **NODE_PORT}, (HERE,), 0, 0),
         ({"external_policy": LOCAL}, (ELSEWHERE,), 0, 0),
         (
-            {"internal_policy": LOCAL, "external_policy": LOCAL, "ports": NODE_PORT},
+            {"internal_policy": LOCAL, "external_policy": LOCAL, **NODE_PORT},
             (ELSEWHERE,),
             1,
             1,

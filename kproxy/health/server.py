@@ -159,7 +159,8 @@ class Servers:
         from aiohttp import web
 
         self._monitor.answered(path, status)
-        return web.Response(status=status, text=body, headers=answers.HEADERS)
+        # Bytes: of text the library would add a charset, which JSON has not.
+        return web.Response(status=status, body=body.encode(), headers=answers.HEADERS)
 
     async def _scraped(self, request: web.Request) -> web.StreamResponse:
         from aiohttp import web
@@ -180,7 +181,7 @@ class Servers:
         from aiohttp import web
 
         body = {"kubeproxy.config.k8s.io": config.to_mapping(self._config)}
-        return web.Response(text=json.dumps(body), headers=answers.HEADERS)
+        return web.Response(body=json.dumps(body).encode(), headers=answers.HEADERS)
 
 
 def preload() -> None:

@@ -100,6 +100,17 @@ def is_crafted(flow: Flow, vips: frozenset[str], owned: frozenset[str]) -> bool:
     return flow.source in vips or flow.source == flow.to
 
 
+def astray(flow: Flow) -> bool:
+    """Sent to a loopback address by somebody else: no stack lets such a packet leave."""
+    loopback = ipaddress.ip_address(flow.to).is_loopback
+    return loopback and flow.from_kind is not SenderKind.NODE
+
+
+def _foreign(flow: Flow, vips: frozenset[str]) -> bool:
+    """Whether the source is an address that nobody owns."""
+    return flow.source in vips or flow.source == flow.to
+
+
 def build(scenario: Scenario, lab: str) -> Layout:
     """The network of all steps of a scenario."""
     drawing = _Drawing(scenario, lab)

@@ -34,6 +34,7 @@ def send_crafted(stage: Stage, flows: Sequence[Flow]) -> list[Outcome]:
             flow.to,
             flow.port,
             flow.proto,
+            flow.flags or "S",
         )
         for flow, port in zip(flows, ports, strict=True)
     ]
@@ -44,8 +45,12 @@ def send_crafted(stage: Stage, flows: Sequence[Flow]) -> list[Outcome]:
         if host != NODE
     ]
     places.append(Place(WORLD, stage.fd(WORLD)))
+    # A stray packet may be for a host that is no endpoint.
+    strays = {stage.layout.homes.get(flow.to, WORLD) for flow in flows if flow.flags}
+    strays -= {*endpoints.values(), WORLD, NODE}
+    places += [Place(f"host {host}", stage.fd(host)) for host in sorted(strays)]
     senders = {stage.layout.sender(flow) for flow in flows} | {NODE}
-    taken = {*endpoints.values(), WORLD} - {NODE}
+    taken = {*endpoints.values(), *strays, WORLD} - {NODE}
     places += [
         Place(f"sender {host}", stage.fd(host), final=False) for host in sorted(senders - taken)
     ]

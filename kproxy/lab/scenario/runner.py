@@ -299,8 +299,8 @@ def _count(stage: Stage, flow: Flow) -> int:
 
 
 def needs_crafting(stage: Stage, flow: Flow) -> bool:
-    """Whether no socket can send the flow: its source, or a protocol that this kernel lacks."""
-    return flow.proto is Protocol.SCTP or stage.layout.crafted(flow)
+    """Whether no socket can send the flow: its ends, its flags, a protocol that this kernel lacks."""
+    return flow.proto is Protocol.SCTP or bool(flow.flags) or stage.layout.crafted(flow)
 
 
 def _sequential(flow: Flow) -> bool:

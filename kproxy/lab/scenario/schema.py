@@ -69,7 +69,11 @@ class Text(Strict, frozen=True):
 
 
 class Flow(Text, frozen=True):
-    """One flow: sent (``from`` … ``port``), or the check of one that is held (``check``)."""
+    """One flow: sent (``from`` … ``port``), or the check of one that is held (``check``).
+
+    ``flags``: a single crafted TCP packet with these flags in scapy's letters (``SA``), such as no
+    socket would begin with.
+    """
 
     name: str = ""
     source: str = msgspec.field(default="", name="from")
@@ -78,6 +82,7 @@ class Flow(Text, frozen=True):
     to: str = ""
     port: int = 0
     source_port: int = 0
+    flags: str = ""
     repeat: int = 0
     hold: str = ""
     check: str = ""
@@ -124,6 +129,7 @@ class Action(Strict, frozen=True):
 PROXY_VERBS = ("restart", "kill", "stop", "start")
 FAULT_KINDS = ("kill", "hang", "refuse", "heal")
 WAITS = ("synced",)
+TCP_FLAGS = "FSRPAU"
 
 
 class Step(Text, frozen=True):
@@ -295,6 +301,8 @@ def _flow_faults(flow: Flow, place: str, held: set[str], names: set[str]) -> Ite
     for key, value in (("from", flow.source), ("to", flow.to)):
         if canonical_ip(value) is None:
             yield f"{place}.{key}: {value!r} is no IP address"
+    if flow.flags and (flow.proto is not Protocol.TCP or set(flow.flags) - set(TCP_FLAGS)):
+        yield f"{place}.flags: {flow.flags!r} is no set of TCP's flags {TCP_FLAGS}"
     if not 1 <= flow.port <= 65535:
         yield f"{place}.port: {flow.port} is no port (1 to 65535)"
     if expect is None:

@@ -8,6 +8,7 @@ says no to it quotes it (ICMP) or counts on from its token (RST).
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import time
@@ -35,7 +36,8 @@ _PROTOCOL_UNREACHABLE = 2
 
 
 class Crafted(Value, frozen=True):
-    """A first packet, sent from ``namespace`` with any source."""
+    """A packet, sent from ``namespace`` with any source; over TCP the first one of a connection
+    unless ``flags`` says otherwise."""
 
     namespace: int
     source: str
@@ -43,10 +45,16 @@ class Crafted(Value, frozen=True):
     to: str
     port: int
     protocol: Protocol
+    flags: str = "S"
 
     @property
     def sender(self) -> str:
         return join_host_port(self.source, self.source_port)
+
+    @property
+    def astray(self) -> bool:
+        """To a loopback address: for the host at the other end of the sender's link, not his."""
+        return ipaddress.ip_address(self.to).is_loopback
 
 
 class Place(Value, frozen=True):
@@ -67,7 +75,7 @@ def first_packet(crafted: Crafted, token: int) -> bytes:
     )
     sport, dport = crafted.source_port, crafted.port
     if crafted.protocol is Protocol.TCP:
-        return bytes(ip / TCP(sport=sport, dport=dport, seq=token, flags="S"))
+        return bytes(ip / TCP(sport=sport, dport=dport, seq=token, flags=crafted.flags))
     if crafted.protocol is Protocol.UDP:
         return bytes(ip / UDP(sport=sport, dport=dport) / Raw(token.to_bytes(4, "big")))
     init = SCTP(sport=sport, dport=dport, tag=0, chksum=0) / SCTPChunkInit(
@@ -125,13 +133,16 @@ class _Search:
                     _AF[family_of(crafted.to)], socket.SOCK_RAW, socket.IPPROTO_RAW
                 )
             with sock:
+                if crafted.astray:
+                    # Past the sender's own loopback, by its one link.
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
                 sock.sendto(first_packet(crafted, token), (crafted.to, 0))
 
     def look(self, sighting: Sighting, place: Place) -> None:
         if sighting.outgoing:
             return
         packet = IPv6(sighting.data) if sighting.data[0] >> 4 == 6 else IP(sighting.data)
-        refusal = self._refusal(packet)
+        refusal = self._refusal(packet) or self._accepted(packet)
         if refusal is not None:
             number, reach = refusal
             self._found(number, reach)
@@ -183,6 +194,15 @@ class _Search:
         if version == 4 and code == _PROTOCOL_UNREACHABLE:
             return number, _ends(quoted)[1]
         return None
+
+    def _accepted(self, packet: Packet) -> tuple[int, str] | None:
+        """(number, who says so) of a packet astray that a socket of the node itself took."""
+        if TCP not in packet or packet[TCP].flags != "SA":
+            return None
+        number = self.tokens.get(packet[TCP].ack - 1)
+        if number is None or not self.packets[number].astray:
+            return None
+        return number, _ends(packet)[0]
 
     def outcomes(self, window: float) -> list[Outcome]:
         return [

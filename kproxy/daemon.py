@@ -119,6 +119,7 @@ class Daemon:
         self._stopping = False
         self._exit_status = 0
         self._moved = False
+        self._flows_retry: asyncio.TimerHandle | None = None
         self._told: tuple[str, ...] = ()
         self._status = Status(
             pid=os.getpid(),
@@ -287,6 +288,15 @@ class Daemon:
         ended = time.monotonic()
         self._schedule.finish(ended, ok=ok)
         self._monitor.ended(self._proxy.records)
+        for record in self._proxy.records:
+            if record.cleaned is not None:
+                cleaned = record.cleaned
+                self._monitor.reconciled(record.family, cleaned.seconds, cleaned.deleted)
+        if self._flows_retry is not None:
+            self._flows_retry.cancel()
+            self._flows_retry = None
+        if delay := self._proxy.flows_retry_delay:
+            self._flows_retry = self._loop.call_later(delay, self._ask)
         if not ok:
             _log.info("trying again", seconds=self._schedule.retry_delay)
         self._tell_refusals((*refusals, *self._proxy.refusals))

@@ -9,15 +9,19 @@ rules may have been out of force. A failure is logged and tried again; it never 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from kproxy import logs
 from kproxy.core.objects import Family, Value
 from kproxy.core.snapshot import Snapshot
-from kproxy.core.stale_flows import Former, StaleFlows
+from kproxy.core.stale_flows import Former, Part, StaleFlows
 from kproxy.errors import NetlinkError
 from kproxy.kernel.conntrack import Conntrack
 
 _log = logs.get("flows")
+
+_Result = TypeVar("_Result")
 
 #: Modes whose translation is conntrack's, so that a flow's reply comes from its endpoint. The
 #: others hold flows in tables of their own, and an entry tells nothing of an endpoint.
@@ -40,15 +44,12 @@ class FlowCleaner:
 
     def __init__(self, family: Family, mode: str) -> None:
         self.family = family
-        self._stale = StaleFlows(family) if mode in _TRANSLATING else None
+        self._translating = mode in _TRANSLATING
+        self._stale = StaleFlows(family)
         self._failures = 0
         self._told = ""
-        self._begun = False
-
-    @property
-    def knows_its_past(self) -> bool:
-        """False until the first clean table: rules found in the kernel are still of use."""
-        return self._begun or self._stale is None
+        #: False until flows were clean once: rules found in the kernel are of use until then.
+        self.knows_its_past = not self._translating
 
     @property
     def retry_delay(self) -> float:
@@ -59,54 +60,73 @@ class FlowCleaner:
 
     def plan(self, snapshot: Snapshot, addresses: tuple[str, ...]) -> None:
         """What is about to be applied. ``addresses``: all of the network namespace."""
-        if self._stale is not None:
-            self._stale.plan(snapshot, addresses)
+        if self._translating:
+            self._guarded(self._stale.plan, snapshot, addresses)
 
-    def remember(self, former: Former) -> None:
-        """Rules of a proxy that ran here before were found in the kernel."""
-        if self._stale is not None:
-            self._stale.remember(former)
+    def remember(self, find: Callable[[], Former]) -> None:
+        """Rules of a proxy that ran here before were in the kernel; ``find`` reads them."""
+        self._guarded(lambda: self._stale.remember(find()))
 
     def clean(self, *, all_of_it: bool) -> Cleaned | None:
-        """After a good sync; ``all_of_it``: it compared everything. None: nothing to look at, or
-        it failed."""
-        if self._stale is None:
+        """After a good sync; ``all_of_it``: it compared everything. None: there was nothing to
+        look at, or it failed."""
+        if not self._translating:
             return None
         if all_of_it:
             self._stale.suspect_all()
+        return self._guarded(self._clean)
+
+    def _clean(self) -> Cleaned | None:
         begun = time.monotonic()
         try:
-            listed, deleted = self._clean(self._stale)
+            parts = self._stale.parts()
+            listed, deleted = self._delete_stale(parts) if parts else (0, 0)
         except NetlinkError as refused:
-            self._failures += 1
-            if str(refused) != self._told:
-                _log.warning("stale flows may be left", family=int(self.family), why=refused)
-            self._told = str(refused)
+            self._failed(str(refused))
             return None
+        self._stale.cleaned()
         if self._failures:
             _log.info("stale flows are cleaned again", family=int(self.family))
-        self._failures, self._told, self._begun = 0, "", True
+        self._failures, self._told, self.knows_its_past = 0, "", True
+        if not parts:
+            return None
         cleaned = Cleaned(time.monotonic() - begun, listed, deleted)
-        if listed or deleted:
-            _log.detail(
-                "flows compared",
-                family=int(self.family),
-                seconds=cleaned.seconds,
-                listed=listed,
-                deleted=deleted,
-            )
+        _log.detail(
+            "flows compared",
+            family=int(self.family),
+            seconds=cleaned.seconds,
+            listed=listed,
+            deleted=deleted,
+        )
         return cleaned
 
-    def _clean(self, stale: StaleFlows) -> tuple[int, int]:
-        listed = deleted = 0
-        parts = stale.parts()
-        if parts:
-            handles: dict[bytes, None] = {}
-            with Conntrack(self.family) as table:
-                for part in parts:
-                    for batch in table.udp(*part):
-                        listed += len(batch.flows)
-                        handles.update((batch.handle(at), None) for at in stale.judge(batch.flows))
-                deleted = table.delete(handles).entries
-        stale.cleaned()
-        return listed, deleted
+    def _delete_stale(self, parts: Sequence[Part]) -> tuple[int, int]:
+        listed = 0
+        handles: dict[bytes, None] = {}
+        with Conntrack(self.family) as table:
+            for part in parts:
+                for batch in table.udp(*part):
+                    listed += len(batch.flows)
+                    stale = self._stale.judge(batch.flows)
+                    handles.update((batch.handle(at), None) for at in stale)
+            return listed, table.delete(handles).entries
+
+    def _guarded(self, work: Callable[..., _Result], *values: Any) -> _Result | None:
+        """A fault of ours must not end the sync of a node's rules."""
+        try:
+            return work(*values)
+        except Exception as fault:  # noqa: BLE001
+            _log.fault("cleaning flows broke off", fault, family=int(self.family))
+            self._failed(f"{type(fault).__name__}: {fault}")
+            return None
+
+    def _failed(self, reason: str) -> None:
+        self._failures += 1
+        if reason != self._told:
+            _log.warning(
+                "stale UDP flows may be left",
+                family=int(self.family),
+                why=reason,
+                again_in=self.retry_delay,
+            )
+        self._told = reason

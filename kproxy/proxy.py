@@ -24,6 +24,7 @@ from kproxy.core.settings import node_settings, primary_family
 from kproxy.core.snapshot import NodeSettings, Snapshot
 from kproxy.core.tracker import Changes, Counts, Tracker
 from kproxy.errors import ApplyError, CommandError, KernelError, KproxyError, MachineError
+from kproxy.flows import Cleaned, FlowCleaner
 from kproxy.kernel.addresses import host_addresses
 from kproxy.status import FamilyStatus
 
@@ -37,7 +38,8 @@ class SyncRecord(Value, frozen=True):
     kernel was read and everything compared. ``refused``: the kernel did not take a transaction.
     ``tables`` counts what was written, by table. ``latencies`` are the seconds from a change in
     the cluster to the kernel's acknowledgement, one for each slice that says when it changed.
-    ``foreign``: the kernel was found changed by others, and was mended.
+    ``foreign``: the kernel was found changed by others, and was mended. ``cleaned`` is the look at
+    the table of tracked flows that followed, None when there was none.
     """
 
     family: Family
@@ -49,6 +51,7 @@ class SyncRecord(Value, frozen=True):
     tables: tuple[tuple[str, int], ...] = ()
     latencies: tuple[float, ...] = ()
     foreign: bool = False
+    cleaned: Cleaned | None = None
 
 
 class NodeProxy:
@@ -111,6 +114,7 @@ class NodeProxy:
                 node_settings(self._config, node, self._node_name, family.family, self._addresses),
                 changes,
                 full,
+                self._addresses,
             )
             for family in self._families
         ]
@@ -185,6 +189,11 @@ class NodeProxy:
         }
 
     @property
+    def flows_retry_delay(self) -> float:
+        """Seconds after which to sync again because stale flows may be left; 0: none are."""
+        return max((family.flows_retry_delay for family in self._families), default=0.0)
+
+    @property
     def error(self) -> str:
         """Why the last sync failed, of each family where it did."""
         lines = (f"IPv{one.family}: {one.error}" for one in self.statuses if one.error)
@@ -205,6 +214,7 @@ class _FamilyProxy:
         self.in_force: tuple[Snapshot, Any] | None = None
         self._planner = Planner(family)
         self._syncer = Syncer(backend)
+        self._flows = FlowCleaner(family, backend.mode)
         self._lost_plan = False
         #: Slice -> when the oldest change happened that the kernel has not acknowledged.
         self._triggers: dict[ObjectKey, float] = {}
@@ -225,7 +235,35 @@ class _FamilyProxy:
                 self._triggers.pop(ref.key, None)
 
     def sync(
-        self, tracker: Tracker, settings: NodeSettings, changes: Changes, full: bool
+        self,
+        tracker: Tracker,
+        settings: NodeSettings,
+        changes: Changes,
+        full: bool,
+        addresses: tuple[str, ...],
+    ) -> SyncRecord:
+        """Plan, bring the kernel to the plan, clean flows. ``addresses``: all of this host."""
+        record = self._sync_rules(tracker, settings, changes, full, addresses)
+        found, self._syncer.found = self._syncer.found, None
+        if found is not None and not self._flows.knows_its_past:
+            self._flows.remember(lambda: registry.former(self._syncer.backend.mode, found))
+        if not record.ok:
+            return record
+        cleaned = self._flows.clean(all_of_it=record.full)
+        return msgspec.structs.replace(record, cleaned=cleaned)
+
+    @property
+    def flows_retry_delay(self) -> float:
+        """Seconds after which to sync for the sake of flows; 0: they are clean."""
+        return self._flows.retry_delay
+
+    def _sync_rules(
+        self,
+        tracker: Tracker,
+        settings: NodeSettings,
+        changes: Changes,
+        full: bool,
+        addresses: tuple[str, ...],
     ) -> SyncRecord:
         begun = time.monotonic()
         agreed = not self._syncer.reads
@@ -238,6 +276,7 @@ class _FamilyProxy:
             self._lost_plan = True
             snapshot = self._planner.plan(tracker, settings, wanted)
             self._lost_plan = False
+            self._flows.plan(snapshot, addresses)
             applied = self._syncer.sync(snapshot)
         except KproxyError as refused:
             self._failed(str(refused))

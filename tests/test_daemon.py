@@ -122,6 +122,18 @@ class Proxy:
         lines = (re.sub(r"\[\d+:\d+\]", "", line) for line in text.splitlines())
         return "\n".join(line for line in lines if not line.startswith("#"))
 
+    def python(self, code: str) -> subprocess.CompletedProcess[str]:
+        """A program in the node's namespace."""
+        with netns.entered(self.namespace):
+            return subprocess.run(
+                [sys.executable, "-c", code],
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+                check=False,
+                env={**os.environ, **self.environment},
+            )
+
     def kproxy(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Another kproxy command in the node's namespace."""
         with netns.entered(self.namespace):

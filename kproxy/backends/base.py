@@ -78,6 +78,8 @@ class Syncer(Generic[Desired, Actual, Patch]):
         self.backend = backend
         self._desired: Desired | None = None
         self._actual: Actual | None = None
+        #: What the last sync read from the kernel, None when it read nothing.
+        self.found: Actual | None = None
 
     @property
     def desired(self) -> Desired | None:
@@ -96,9 +98,11 @@ class Syncer(Generic[Desired, Actual, Patch]):
     def sync(self, snapshot: Snapshot) -> Applied:
         """Bring the kernel to the Snapshot. On KernelError the next call starts by reading."""
         desired = self._desired = self.backend.render(snapshot, self._desired)
-        full = self.reads
+        full, self.found = self.reads, None
         try:
-            actual = self.backend.read() if self._actual is None else self._actual
+            actual = self._actual
+            if actual is None:
+                actual = self.found = self.backend.read()
             patch = self.backend.diff(desired, actual)
             applied = self.backend.apply(patch) if patch is not None else Applied(full)
         except KernelError:

@@ -12,6 +12,7 @@ from kproxy.backends.base import Backend
 from kproxy.config_check import MODES
 from kproxy.core.objects import Family, Value
 from kproxy.core.snapshot import Snapshot
+from kproxy.core.stale_flows import Former
 from kproxy.errors import UsageError
 
 AUTO = "auto"
@@ -24,6 +25,7 @@ class Built(Value, frozen=True):
 
     ``make(family, variant)`` gives its backend, ``detect()`` the variant that this host uses, and
     ``text(snapshot, variant)`` its rules for reading, without a look at any host.
+    ``former(actual)`` is what rules found in the kernel do for UDP.
     ``counts(desired)`` are its objects in force by table, and ``prepare(backend, snapshot)`` does
     what needs more rights than the daemon may have; it returns the sysctls that it set.
     """
@@ -34,6 +36,7 @@ class Built(Value, frozen=True):
     text: Callable[[Snapshot, str], Iterator[str]]
     counts: Callable[[Any], Mapping[str, int]]
     prepare: Callable[[Any, Snapshot], tuple[tuple[str, str], ...]]
+    former: Callable[[Any], Former]
 
 
 def _iptables(family: Family, variant: str) -> AnyBackend:
@@ -67,6 +70,12 @@ def _iptables_prepare(backend: Any, snapshot: Snapshot) -> tuple[tuple[str, str]
     return prepare(backend, snapshot)
 
 
+def _iptables_former(actual: Any) -> Former:
+    from kproxy.backends.iptables.former import former
+
+    return former(actual)
+
+
 #: Modes that are not here come in later versions. The first variant is the one that is shown when
 #: nobody says which.
 _BUILT: dict[str, Built] = {
@@ -77,6 +86,7 @@ _BUILT: dict[str, Built] = {
         text=_iptables_text,
         counts=_iptables_counts,
         prepare=_iptables_prepare,
+        former=_iptables_former,
     ),
 }
 
@@ -151,6 +161,11 @@ def text(choice: Choice, snapshot: Snapshot) -> Iterator[str]:
 def counts(mode: str, desired: Any) -> Mapping[str, int]:
     """How many objects (rules, elements) of each table ``desired`` puts in force."""
     return _BUILT[mode].counts(desired)
+
+
+def former(mode: str, actual: Any) -> Former:
+    """What the rules that a backend has read from the kernel do for UDP."""
+    return _BUILT[mode].former(actual)
 
 
 def prepare(mode: str, backend: AnyBackend, snapshot: Snapshot) -> tuple[tuple[str, str], ...]:

@@ -77,7 +77,7 @@ class Layout(Value, frozen=True):
 
     def crafted(self, flow: Flow) -> bool:
         """Whether the flow's first packet cannot come from a socket of its sender."""
-        return is_crafted(flow, self.vips, self.owned)
+        return astray(flow) or is_crafted(flow, self.vips, self.owned)
 
     @property
     def owned(self) -> frozenset[str]:
@@ -104,11 +104,6 @@ def astray(flow: Flow) -> bool:
     """Sent to a loopback address by somebody else: no stack lets such a packet leave."""
     loopback = ipaddress.ip_address(flow.to).is_loopback
     return loopback and flow.from_kind is not SenderKind.NODE
-
-
-def _foreign(flow: Flow, vips: frozenset[str]) -> bool:
-    """Whether the source is an address that nobody owns."""
-    return flow.source in vips or flow.source == flow.to
 
 
 def build(scenario: Scenario, lab: str) -> Layout:

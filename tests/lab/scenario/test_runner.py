@@ -174,7 +174,8 @@ UPDATES = f"""
     delete: [{{kind: Service, metadata: {{namespace: a, name: s}}}}]
     do: [{{proxy: stop}}]
     flows: [{{name: unseen, {TO}, expect: {{{BOTH}}}}}]
-    - {{name: one, {TO}, repeat: 1, expect: {{{BOTH}}}}}
+  - do: [{{proxy: start}}, {{wait_for: synced}}, {{exec: ['true']}},
+         {{exec: [ip, addr], in: 10.1.0.1}}]
     flows: [{{name: gone, {TO}, expect: {{verdict: ACCEPT_UNTRANSLATED}}}}]
   - about: wiped by hand and begun anew
     do: [{{proxy: stop}}, {{exec: [iptables-nft, -t, nat, -F]}}, {{proxy: start}}]

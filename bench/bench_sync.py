@@ -22,11 +22,11 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from bench import workload
-from kproxy.backends.base import Syncer
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.door import ToolDoor
 from kproxy.backends.iptables.host import Machine
 from kproxy.backends.iptables.script import Variant
+from kproxy.backends.syncer import Syncer
 from kproxy.core.decode import decode_json
 from kproxy.core.events import Delta
 from kproxy.core.objects import ClusterObject, Family

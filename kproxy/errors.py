@@ -13,6 +13,7 @@
     │   ├── CommandError            a process ended with a status other than 0
     │   ├── NetlinkError            a netlink request was answered with an errno
     │   └── ApplyError              a transaction was refused; nothing of it is in force
+    │       └── ContentError            … for what it says: it would be refused again
     ├── LabError                1   the lab is not in the state that the command needs
     └── CheckFailed             1   a check that the user asked for did not pass
 
@@ -109,6 +110,20 @@ class NetlinkError(KernelError):
 
 class ApplyError(KernelError):
     """A transaction was refused as a whole; what was in force before still is."""
+
+
+class ContentError(ApplyError):
+    """A transaction was refused for what it says, and would be again.
+
+    ``suspects`` are the members of it (service ports) that the refusal speaks of, () when it does
+    not say.
+    """
+
+    def __init__(
+        self, what: str, *, suspects: Sequence[object] = (), where: str = "", hint: str = ""
+    ) -> None:
+        self.suspects = tuple(suspects)
+        super().__init__(what, where=where, hint=hint)
 
 
 class LabError(KproxyError):

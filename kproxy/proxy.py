@@ -15,7 +15,8 @@ import msgspec
 
 from kproxy import logs
 from kproxy.backends import registry
-from kproxy.backends.base import Applied, Backend, Syncer
+from kproxy.backends.base import Applied, Backend
+from kproxy.backends.syncer import Syncer
 from kproxy.config import Config
 from kproxy.core.events import Delta
 from kproxy.core.objects import EndpointSlice, Family, Node, ObjectKey, Value

@@ -80,7 +80,10 @@ class Proxy:
         self.manifests = folder / "manifests"
         self.manifests.mkdir()
         self.state = folder / "state"
-        self.environment = {"XTABLES_LOCKFILE": str(folder / "xtables.lock")}
+        self.environment = {
+            "XTABLES_LOCKFILE": str(folder / "xtables.lock"),
+            "KPROXY_RECORDS": str(folder / "records"),
+        }
         self.notices = status.Notifications(folder / "notify")
         self.log = folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -138,7 +141,12 @@ class Proxy:
         """Another kproxy command in the node's namespace."""
         with netns.entered(self.namespace):
             return subprocess.run(
-                [*ENTRY, *argv], capture_output=True, text=True, timeout=TIMEOUT, check=False
+                [*ENTRY, *argv],
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+                check=False,
+                env={**os.environ, **self.environment},
             )
 
 

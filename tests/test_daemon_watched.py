@@ -293,3 +293,15 @@ def test_kubeadms_own_configuration_serves_and_answers(proxy: Proxy, tmp_path: P
     assert get(proxy, METRICS, "/proxyMode") == (200, "iptables")
     assert get(proxy, HEALTH, "/healthz")[0] == 200
     assert proxy.stop(signal.SIGTERM) == 0
+
+
+def test_kubeadms_configuration_alone_has_no_objects(proxy: Proxy, tmp_path: Path) -> None:
+    """Its kubeconfig is no source: exit 3, one line that names -f, nothing set or written."""
+    path = tmp_path / "config.conf"
+    path.write_text(KUBEADM)
+    before = in_node(proxy, ESTABLISHED)
+    done = proxy.kproxy("run", "--config", str(path), "--state-dir", str(proxy.state))
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert "-f" in done.stderr
+    assert "KUBE" not in proxy.rules()
+    assert in_node(proxy, ESTABLISHED) == before

@@ -1,20 +1,17 @@
 """What every mode is: Snapshot → Desired → Patch → kernel, each step a value.
 
 A backend serves one IP family in the network namespace of the calling thread. ``render`` and
-``diff`` are pure; ``read`` and ``apply`` touch the kernel. :class:`Syncer` puts them together and
-holds the one way to recover: after a failed apply it forgets what it believed, reads the kernel,
-and diffs again.
+``diff`` are pure; ``read`` and ``apply`` touch the kernel. :class:`kproxy.backends.syncer.Syncer`
+puts them together.
 """
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
-
-import msgspec
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
 
 from kproxy.core.objects import Family, PortName, Value
 from kproxy.core.snapshot import Snapshot
-from kproxy.errors import KernelError
 
 Desired = TypeVar("Desired")
 Actual = TypeVar("Actual")
@@ -26,13 +23,16 @@ class Applied(Value, frozen=True):
 
     ``written`` counts objects of the mode (rules, elements, servers) sent to the kernel, ``tables``
     the same by table in modes that have tables, ``refused`` the service ports that the kernel did
-    not take and why.
+    not take and why. ``transactions`` are those that the kernel committed, None when that is not
+    known. ``foreign``: what was in force after the last sync had been changed by others.
     """
 
     full: bool
     written: int = 0
     refused: tuple[tuple[PortName, str], ...] = ()
     tables: tuple[tuple[str, int], ...] = ()
+    transactions: int | None = 0
+    foreign: bool = False
 
 
 class Backend(Protocol[Desired, Actual, Patch]):
@@ -60,53 +60,41 @@ class Backend(Protocol[Desired, Actual, Patch]):
     def diff(self, desired: Desired, actual: Actual) -> Patch | None:
         """Pure: the smallest change from ``actual`` to ``desired``; None when there is nothing."""
 
-    def apply(self, patch: Patch) -> Applied:
-        """All or nothing for every service; ApplyError or CommandError when refused.
+    def touched(self, patch: Patch) -> Iterable[PortName]:
+        """Pure: the service ports of which a patch writes something."""
 
-        A mode that needs several transactions orders them so that nothing half-made is ever
-        reachable: after a refusal each service is served as before or as wanted.
+    def apply(self, patch: Patch) -> Applied:
+        """All or nothing for every service; KernelError when refused.
+
+        ContentError only when the same would be refused again for what it says. A mode that needs
+        several transactions orders them so that nothing half-made is ever reachable: after a
+        refusal each service is served as before or as wanted.
         """
 
     def cleanup(self) -> None:
         """Take away every trace of ours from this namespace; fine when there is none."""
 
 
-class Syncer(Generic[Desired, Actual, Patch]):
-    """Keeps one backend in step with its Snapshots."""
+class Watch(Protocol):
+    """Notices when others change what one mode wrote, for all families, in the namespace of the
+    thread that made it.
 
-    def __init__(self, backend: Backend[Desired, Actual, Patch]) -> None:
-        self.backend = backend
-        self._desired: Desired | None = None
-        self._actual: Actual | None = None
-        #: What the last sync read from the kernel, None when it read nothing.
-        self.found: Actual | None = None
+    It says what it noticed in words, "" for nothing. Between :meth:`pause` and :meth:`resume`,
+    which may be called in another thread, :meth:`look` notices nothing.
+    """
 
-    @property
-    def desired(self) -> Desired | None:
-        """What the last Snapshot asked for, whether or not the kernel took it."""
-        return self._desired
+    def fileno(self) -> int:
+        """Readable when there is a reason to look."""
 
-    @property
-    def reads(self) -> bool:
-        """Whether the next sync reads the kernel and compares everything."""
-        return self._actual is None
+    def look(self) -> str:
+        """What others did since the last :meth:`resume`. Not readable any more afterwards."""
 
-    def forget(self) -> None:
-        """The kernel may have been changed by others: the next sync reads it."""
-        self._actual = None
+    def pause(self) -> str:
+        """We are about to write. Says what :meth:`look` would have said."""
 
-    def sync(self, snapshot: Snapshot) -> Applied:
-        """Bring the kernel to the Snapshot. On KernelError the next call starts by reading."""
-        desired = self._desired = self.backend.render(snapshot, self._desired)
-        full, self.found = self.reads, None
-        try:
-            actual = self._actual
-            if actual is None:
-                actual = self.found = self.backend.read()
-            patch = self.backend.diff(desired, actual)
-            applied = self.backend.apply(patch) if patch is not None else Applied(full)
-        except KernelError:
-            self._actual = None
-            raise
-        self._actual = self.backend.settled(desired)
-        return msgspec.structs.replace(applied, full=full)
+    def resume(self, transactions: int | None) -> str:
+        """What is there now is as it should be, after so many transactions of ours (None: it is
+        not known how many). Says what others did in between, as far as that can be told."""
+
+    def close(self) -> None:
+        """Nothing is noticed any more."""

@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from kproxy.core.objects import Family, Value
+from kproxy.core.objects import Family, TrafficPolicy, Value
 from kproxy.core.policy import EXTERNAL, Client
 from kproxy.core.snapshot import NodeSettings, Snapshot
 from kproxy.core.ways import (
@@ -93,6 +93,7 @@ class StaleFlows:
         self._host_inputs: tuple[NodeSettings, tuple[str, ...]] | None = None
         self._former: dict[Key, frozenset[Place]] = {}
         self._formerly_answering: frozenset[bytes] = frozenset()
+        self._policies: dict[Key, set[TrafficPolicy]] = {}
         self._policy_changed: set[Key] = set()
         self._pending: set[Part] = set()
         self._whole = True
@@ -106,12 +107,14 @@ class StaleFlows:
             self._note(change)
 
     def remember(self, former: Former) -> None:
-        """Rules of a past life of this node's proxy have been found."""
+        """Rules of a past life of this node's proxy have been found; a plan is known already."""
         places = frozenset(packed(ip) + packed_port(port) for ip, port in former.endpoints)
         keys = [packed(ip) + packed_port(port) for ip, port in former.vips]
         keys += map(packed_port, former.node_ports)
         for key in keys:
             self._former[key] = self._former.get(key, frozenset()) | places
+        # Its node ports may have answered on addresses where those of now do not.
+        self._formerly_answering |= self._host.local - {packed("::1")}
         self._whole = True
 
     def suspect_all(self) -> None:
@@ -129,7 +132,8 @@ class StaleFlows:
     def cleaned(self) -> None:
         """All that :meth:`parts` named has been judged, and what was stale is gone."""
         self._former, self._formerly_answering = {}, frozenset()
-        self._policy_changed, self._pending, self._whole = set(), set(), False
+        self._policies, self._policy_changed = {}, set()
+        self._pending, self._whole = set(), False
 
     def judge(self, flows: Iterable[Flow]) -> list[int]:
         """Positions of the flows that are stale."""
@@ -176,9 +180,7 @@ class StaleFlows:
         if places is None:
             places = self._former.get(port)
             if places is None or not (
-                self._host.answers(destination)
-                or destination in self._formerly_answering
-                or destination in self._host.local
+                self._host.answers(destination) or destination in self._formerly_answering
             ):
                 return False
         return place_ip + place_port in places
@@ -187,11 +189,13 @@ class StaleFlows:
         key, old, new = change.key, change.old, change.new
         if old is not None and old.near:
             self._former[key] = self._former.get(key, frozenset()) | old.near
-        if old is not None and new is not None:
-            if new.covers(old):
-                return
-            if old.policy is not new.policy and old.policy is not None is not new.policy:
-                self._policy_changed.add(key)
+        if old is not None and old.policy is not None:
+            self._policies.setdefault(key, set()).add(old.policy)
+        others = self._policies.get(key, set()) - {new.policy if new is not None else None}
+        if new is not None and new.policy is not None and others:
+            self._policy_changed.add(key)
+        if old is not None and new is not None and new.covers(old):
+            return
         self._pending.add(Part(key[:-2], key[-2:]))
 
     def _meet(self, snapshot: Snapshot, addresses: tuple[str, ...], *, first: bool) -> None:

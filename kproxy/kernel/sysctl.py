@@ -4,7 +4,9 @@ Names are paths below /proc/sys with slashes (``net/ipv4/ip_forward``), because 
 may hold dots. An absolute name is that file: conntrack's hash size is a parameter of its module.
 
 The record is one file for each network namespace, which its inode number names: a namespace has no
-other name that every process in it knows. It holds ``{name: [value before us, our value]}``.
+other name that every process in it knows. It holds ``{name: [value before us, our value]}``. Who
+makes namespaces and takes them away again, as a lab does, names a folder for their records in
+``KPROXY_RECORDS`` and takes that away with them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from kproxy.errors import KernelError
 
 _ROOT = Path("/proc/sys")
 
-#: Where the values that sysctls had before us are written down, for cleanup.
+#: Where the values that sysctls had before us are written down, unless the environment says else.
 RECORDS = Path("/run/kproxy")
 
 
@@ -74,13 +76,16 @@ def restore(*, records: Path = RECORDS) -> tuple[str, ...]:
 
 
 def _record(records: Path) -> Path:
-    return records / f"sysctl-{os.stat('/proc/thread-self/ns/net').st_ino}.json"
+    # Looked up now: a forked daemon gets its environment after this module was loaded.
+    named = os.environ.get("KPROXY_RECORDS")
+    folder = Path(named) if named and records == RECORDS else records
+    return folder / f"sysctl-{os.stat('/proc/thread-self/ns/net').st_ino}.json"
 
 
 def _recorded(record: Path) -> dict[str, list[str]]:
     try:
         values: dict[str, list[str]] = json.loads(record.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
         raise KernelError(
@@ -95,13 +100,20 @@ def _remember(record: Path, name: str, before: str, ours: str) -> None:
     What is recorded already stays the value to go back to, unless somebody set another one in
     between: a namespace that reuses the number of a dead one finds that one's record.
     """
-    record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     values = _recorded(record)
     first = values.get(name)
     if first is not None and first[1] == before:
         before = first[0]
     scratch = record.with_suffix(f".{os.getpid()}")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump({**values, name: [before, ours]}, file)
-    scratch.replace(record)
+    try:
+        record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({**values, name: [before, ours]}, file)
+        scratch.replace(record)
+    except OSError as error:
+        raise KernelError(
+            f"{name} was {before} and is {ours}, which cannot be recorded: {error.strerror}",
+            where=str(record),
+            hint="cleanup will not set it back",
+        ) from error

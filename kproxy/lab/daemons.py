@@ -51,6 +51,7 @@ def node_environment(lab: str, node: str) -> dict[str, str]:
     return {
         "KPROXY_LAB": lab,
         "XTABLES_LOCKFILE": str(state.host_dir(lab, node) / "xtables.lock"),
+        "KPROXY_RECORDS": str(state.host_dir(lab, node) / "records"),
     }
 
 

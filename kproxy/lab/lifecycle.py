@@ -26,7 +26,7 @@ import msgspec
 from kproxy.backends import registry
 from kproxy.backends.registry import Choice
 from kproxy.core.objects import Value
-from kproxy.errors import LabError, UsageError
+from kproxy.errors import LabError
 from kproxy.kernel import capabilities, netns
 from kproxy.lab import daemons, edits, pods, state, wiring
 from kproxy.lab.apply import Builder
@@ -38,14 +38,10 @@ from kproxy.lab.names import hosts_file
 from kproxy.lab.network import End, Host, Link, Network, namespace_name
 from kproxy.lab.plan import plan
 from kproxy.lab.topology import Topology
-from kproxy.lab.topology_file import NAME
 from kproxy.lab.undo import UndoLog
 
 #: The one file in the manifests folder: replaced as a whole, so no proxy sees half a change.
 CLUSTER_FILE = "cluster.json"
-
-#: Lab names become part of namespace names and of unix socket paths (107 bytes at most).
-MAX_LAB_NAME = 24
 
 Say = Callable[[str], None]
 
@@ -91,7 +87,6 @@ def up(
     same lab that is up already is left alone, but for processes that have died, which are started
     again, and ``raws`` are not looked at; a different one under that name is a LabError.
     """
-    _check_name(name)
     with state.lock(name):
         edit = _wanted(name, topology, choice, raws)
         wanted = wiring.place(edit.state)
@@ -243,15 +238,6 @@ def _write_cluster(lab: LabState) -> Path:
 def cluster_file(lab: str) -> Path:
     """The file that every node's proxy reads."""
     return state.manifests_dir(lab) / CLUSTER_FILE
-
-
-def _check_name(name: str) -> None:
-    if NAME.fullmatch(name) is None or len(name) > MAX_LAB_NAME:
-        raise UsageError(
-            f"{name!r} is no name for a lab",
-            where="--name",
-            hint=f"lower case letters, digits and inner dashes, at most {MAX_LAB_NAME}",
-        )
 
 
 def _check_names(lab: LabState) -> None:

@@ -27,13 +27,15 @@ from pathlib import Path
 
 import msgspec
 
-from kproxy.errors import LabError, MachineError
+from kproxy.errors import LabError, MachineError, UsageError
 from kproxy.lab.model import Allocations, LabState, Pod
+from kproxy.lab.topology_file import NAME
 
 __all__ = [
     "Allocations",
     "LabState",
     "Pod",
+    "check_name",
     "find",
     "forget",
     "forget_allocations",
@@ -54,6 +56,20 @@ __all__ = [
 
 RUN_DIR = Path("/run/kproxy/labs")
 KEPT_DIR = Path("/var/lib/kproxy/labs")
+
+#: Lab names become part of namespace names and of unix socket paths (107 bytes at most).
+MAX_LAB_NAME = 24
+
+
+def check_name(lab: str) -> None:
+    """UsageError for what cannot be a lab's name; as it becomes a folder's, nothing else may pass
+    (``..`` would take the folder of all labs down)."""
+    if NAME.fullmatch(lab) is None or len(lab) > MAX_LAB_NAME:
+        raise UsageError(
+            f"{lab!r} is no name for a lab",
+            where="--name",
+            hint=f"lower case letters, digits and inner dashes, at most {MAX_LAB_NAME}",
+        )
 
 
 def _need_root() -> None:
@@ -103,21 +119,45 @@ def list_labs() -> tuple[str, ...]:
 
 @contextmanager
 def lock(lab: str) -> Iterator[None]:
-    """One changer of a lab at a time; waits for the other one. Not reentrant."""
+    """One changer of a lab at a time; waits for the other one. Not reentrant.
+
+    The lock's file goes with the lab.
+    """
     _need_root()
+    check_name(lab)
     private_dir(RUN_DIR)
     # Beside the lab's folder, not in it: ``forget`` removes the folder while it holds the lock.
-    fd = os.open(RUN_DIR / f".{lab}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = RUN_DIR / f".{lab}.lock"
+    fd = _locked(path)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
+        if not lab_dir(lab).exists():
+            path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def _locked(path: Path) -> int:
+    """Descriptor of the file that has this name, locked: its last holder may have removed the one
+    that we waited for."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(fd), path.stat()):
+                return fd
+        except FileNotFoundError:
+            pass  # removed between the two looks
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
 
 
 def find(lab: str) -> LabState | None:
     """The state of a lab; None when it is not (wholly) up."""
     _need_root()
+    check_name(lab)
     try:
         text = (lab_dir(lab) / "state.json").read_bytes()
     except FileNotFoundError:
@@ -172,6 +212,7 @@ def list_allocations() -> tuple[str, ...]:
 
 def forget_allocations(lab: str) -> None:
     """The next lab of that name starts with fresh cluster IPs and node ports."""
+    check_name(lab)
     if (KEPT_DIR / lab).is_dir():
         shutil.rmtree(KEPT_DIR / lab)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kproxy.backends.base import Applied, Syncer
+from kproxy.backends.base import Applied
+from kproxy.backends.syncer import Syncer
 from kproxy.core.objects import Family
 from kproxy.core.snapshot import NodeSettings, Snapshot
 from kproxy.errors import ApplyError

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from kproxy.backends.base import Syncer
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.held import Saved, parse
 from kproxy.backends.iptables.rules import Table
+from kproxy.backends.syncer import Syncer
 from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import PortPlan, Snapshot
 from kproxy.errors import KernelError

@@ -60,6 +60,19 @@ def test_who_sets_another_value_meant_it(tmp_path: Path) -> None:
     assert sysctl.read(OTHER) == "55"
 
 
+def test_who_makes_namespaces_may_name_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KPROXY_RECORDS stands for the default folder, and for no other."""
+    named, own = tmp_path / "named", tmp_path / "own"
+    monkeypatch.setenv("KPROXY_RECORDS", str(named))
+    sysctl.change(OTHER, "77")
+    sysctl.change(NAME, "1", records=own)
+    assert [len(list(folder.iterdir())) for folder in (named, own)] == [1, 1]
+    assert sysctl.restore() == (OTHER,)
+    assert sysctl.restore(records=own) == (NAME,)
+
+
 @pytest.mark.parametrize("name", ["net/netfilter/nf_conntrack_max", "net/ipv4/no_such_thing"])
 def test_what_cannot_be_set_says_so(name: str, tmp_path: Path) -> None:
     """Read-only in a namespace, or not there at all: an error by name, and no record."""
@@ -75,3 +88,11 @@ def test_a_broken_record_is_told(tmp_path: Path) -> None:
     record.write_text("{")
     with pytest.raises(KernelError, match="unreadable"):
         sysctl.restore(records=tmp_path)
+
+
+def test_what_cannot_be_recorded_is_told_with_both_values(tmp_path: Path) -> None:
+    """The folder cannot be made: the value is set, and the message holds what it was."""
+    (tmp_path / "file").touch()
+    before = sysctl.read(OTHER)
+    with pytest.raises(KernelError, match=f"was {before} and is 77"):
+        sysctl.change(OTHER, "77", records=tmp_path / "file")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -15,18 +14,16 @@ from kproxy.backends.iptables.door import Door, ToolDoor, tool
 from kproxy.backends.iptables.fixed import SYSCTLS
 from kproxy.backends.iptables.held import Held, held, parse, settled
 from kproxy.backends.iptables.host import Machine
+from kproxy.backends.iptables.refusal import refusal
 from kproxy.backends.iptables.render import Desired, context_of, render
-from kproxy.backends.iptables.script import Call, Variant, calls
-from kproxy.core.objects import Family
+from kproxy.backends.iptables.script import COMMIT, Call, Variant, calls
+from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import Snapshot
-from kproxy.errors import ApplyError, CommandError
+from kproxy.errors import CommandError
 from kproxy.kernel import command
 
 #: Bytes handed to the tool at once: what a pipe holds.
 _CHUNK = 64 * 1024
-
-#: The tools' exit status when the lock is held or memory is short.
-_RESOURCE_PROBLEM = 4
 
 
 class IptablesBackend:
@@ -78,6 +75,9 @@ class IptablesBackend:
     def diff(self, desired: Desired, actual: Held) -> Patch | None:
         return diff(desired, actual)
 
+    def touched(self, patch: Patch) -> Iterator[PortName]:
+        return patch.ports()
+
     def script(self, patch: Patch) -> Iterator[Call]:
         """The restore tool's input, call by call: what :meth:`apply` sends."""
         return calls(patch, self.variant)
@@ -101,7 +101,7 @@ class IptablesBackend:
                 self.door.restore(_chunks(counter.count(call)))
             except CommandError as error:
                 again = next(islice(self.script(patch), number, None))
-                raise _refusal(error, again) from error
+                raise refusal(error, "".join(again), patch) from error
         # After the rules: route_localnet without the guard would open 127.0.0.1 to neighbours.
         for name, value in patch.sysctls:
             self.door.set_sysctl(name, value)
@@ -109,6 +109,7 @@ class IptablesBackend:
             full=patch.full,
             written=counter.tables.total(),
             tables=tuple(sorted(counter.tables.items())),
+            transactions=counter.commits,
         )
 
     def cleanup(self) -> None:
@@ -133,10 +134,11 @@ def _clean(door: Door, family: Family, variant: Variant) -> None:
 
 
 class _Counter:
-    """Counts the rules in text that streams by, by table."""
+    """Counts the rules in text that streams by, by table, and the transactions."""
 
     def __init__(self) -> None:
         self.tables: Counter[str] = Counter()
+        self.commits = 0
 
     def count(self, pieces: Iterable[str]) -> Iterator[str]:
         table = ""
@@ -146,6 +148,7 @@ class _Counter:
             rules = piece.count("\n-A ") + piece.startswith(("-A ", "-I "))
             if rules:
                 self.tables[table] += rules
+            self.commits += piece == COMMIT
             yield piece
 
 
@@ -161,23 +164,3 @@ def _chunks(pieces: Iterable[str]) -> Iterator[bytes]:
             waiting, size = [], 0
     if waiting:
         yield "".join(waiting).encode()
-
-
-def _refusal(error: CommandError, sent: Call) -> ApplyError:
-    """What the tool said, with the line that it speaks of."""
-    said = " ".join(error.stderr.split()) or f"status {error.status}"
-    at = re.search(r"line:? (\d+)", said)
-    row = _row("".join(sent), int(at.group(1))) if at else ""
-    return ApplyError(
-        f"{error.argv[0]}: {said}{f': {row}' if row else ''}",
-        hint=(
-            "another program holds the lock of iptables; it is tried again"
-            if error.status == _RESOURCE_PROBLEM
-            else "see what this kernel lacks with: kproxy doctor"
-        ),
-    )
-
-
-def _row(text: str, number: int) -> str:
-    rows = text.splitlines()
-    return rows[number - 1] if 0 < number <= len(rows) else ""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.fixed import wanted_sysctls
 from kproxy.backends.iptables.held import Held, Line
 from kproxy.backends.iptables.render import Block, Desired, Place
 from kproxy.backends.iptables.rules import Table
-from kproxy.core.objects import Value
+from kproxy.core.objects import PortName, Value
 
 
 class Part(Value, frozen=True, eq=False):
@@ -49,6 +49,27 @@ class Patch(Value, frozen=True, eq=False):
 
     def __bool__(self) -> bool:
         return self.rules or bool(self.sysctls)
+
+    def ports(self) -> Iterator[PortName]:
+        """The service ports of which something is written, each once. Those with lines in a chain
+        that is written whole are among them: which of these lines are new is not known."""
+        seen = {part.block.plan.name for part in self.parts}
+        yield from (part.block.plan.name for part in self.parts)
+        places = frozenset(self.places)
+        for name, block in self.desired.blocks.items():
+            if name not in seen and not places.isdisjoint(block.dispatch):
+                yield name
+
+    def owners(self, row: str) -> tuple[PortName, ...]:
+        """The service ports whose rule or chain a line of restore text is about."""
+        chain = row[1:].split(" ", 1)[0] if row.startswith(":") else "".join(row.split()[1:2])
+        if chains.is_service_chain(chain):
+            found = (part.block for part in self.parts if chain in part.block.chains)
+        else:
+            texts = ((block, block.dispatch.values()) for block in self.desired.blocks.values())
+            line = f"{row}\n"
+            found = (block for block, places in texts if any(line in text for text in places))
+        return tuple(block.plan.name for block in found)
 
     @property
     def rules(self) -> bool:

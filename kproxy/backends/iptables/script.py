@@ -32,6 +32,9 @@ NFT_SERVICES_PER_CALL = 100
 NFT_CHAINS_PER_CALL = 1000
 
 Call = Iterator[str]
+
+#: The piece that ends a table: one transaction.
+COMMIT = "COMMIT\n"
 T = TypeVar("T")
 
 
@@ -97,7 +100,7 @@ def _section(table: Table, *pieces: Iterator[str]) -> Call:
     yield f"*{table}\n"
     yield first
     yield from content
-    yield "COMMIT\n"
+    yield COMMIT
 
 
 def _writing(

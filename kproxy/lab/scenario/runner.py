@@ -299,7 +299,7 @@ def _count(stage: Stage, flow: Flow) -> int:
 
 
 def needs_crafting(stage: Stage, flow: Flow) -> bool:
-    """Whether no socket can send the flow: its ends, its flags, a protocol that this kernel lacks."""
+    """Whether no socket can send the flow: its ends, its flags, a protocol this kernel lacks."""
     return flow.proto is Protocol.SCTP or bool(flow.flags) or stage.layout.crafted(flow)
 
 

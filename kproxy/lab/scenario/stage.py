@@ -57,7 +57,10 @@ class Stage:
         self.proxy: Proxy | None = None
         self.manifests = Manifests(self.home / "manifests")
         #: Tools of steps and the proxy share a lock of their own, not the host's one file.
-        self.environment = {"XTABLES_LOCKFILE": str(self.home / "xtables.lock")}
+        self.environment = {
+            "XTABLES_LOCKFILE": str(self.home / "xtables.lock"),
+            "KPROXY_RECORDS": str(self.home / "records"),
+        }
         self._workspace = workspace
         self._responder = responder
         self._zygote = zygote

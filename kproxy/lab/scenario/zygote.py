@@ -48,6 +48,9 @@ class Zygote:
         # Imported here, before the fork, so that proxies find everything loaded.
         import kproxy.daemon  # noqa: F401  (loaded for the children)
         from kproxy.backends import iptables  # noqa: F401
+        from kproxy.health import server
+
+        server.preload()
 
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()

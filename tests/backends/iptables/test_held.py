@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from kproxy.backends.base import Syncer
 from kproxy.backends.fake import FakeIptables
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.apply import IptablesBackend
@@ -17,6 +16,7 @@ from kproxy.backends.iptables.script import (
     NFT_SERVICES_PER_CALL,
     Variant,
 )
+from kproxy.backends.syncer import Syncer
 from kproxy.core.snapshot import Snapshot
 from kproxy.errors import ApplyError
 from tests.backends.iptables.plans import (

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.backends.base import Syncer
 from kproxy.backends.iptables import apply, host
 from kproxy.backends.iptables.door import ToolDoor
 from kproxy.backends.iptables.host import Feature, detect_variant, features, lacking, machine
 from kproxy.backends.iptables.rules import Table
 from kproxy.backends.iptables.script import Variant
+from kproxy.backends.syncer import Syncer
 from kproxy.core.objects import Family
 from kproxy.errors import MachineError
 from kproxy.kernel import netns, sysctl

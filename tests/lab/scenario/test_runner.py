@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -330,9 +331,9 @@ def test_a_broken_case_is_a_failed_result(runner: Runner, choice: Choice) -> Non
 
 def test_nothing_stays_behind(runner: Runner, choice: Choice) -> None:
     """Namespaces and directories go with the scenario and with the runner."""
-    before = set(netns.RUN_DIR.iterdir())
     runner.run(flows(f"{TO}, expect: {{{BOTH}}}"), choice)
-    assert not {path.name for path in set(netns.RUN_DIR.iterdir()) - before if "scn-" in path.name}
+    ours = f"kp-scn-{os.getpid()}-"
+    assert [path.name for path in netns.RUN_DIR.iterdir() if path.name.startswith(ours)] == []
 
 
 def test_a_killed_run_is_swept_by_the_next(tmp_path: Path) -> None:

@@ -1,0 +1,175 @@
+"""Keeps one backend in step with its Snapshots, and holds the one way to recover.
+
+Whatever goes wrong, the kernel is read and everything compared anew. A change that the kernel
+refuses for what it says is taken apart: the service ports that spoil it are left out, reported, and
+tried again when their plan changes, and else at the full syncs, ever more rarely.
+"""
+
+from __future__ import annotations
+
+from typing import Generic
+
+import msgspec
+
+from kproxy.backends.base import Actual, Applied, Backend, Desired, Patch
+from kproxy.backends.isolate import isolate
+from kproxy.core.objects import PortName, Value
+from kproxy.core.snapshot import PortPlan, Snapshot
+from kproxy.errors import ContentError, KproxyError
+
+#: Full syncs between two tries of a service port that the kernel refused, at most.
+LONGEST_WAIT = 16
+
+
+class LeftOut(Value, frozen=True):
+    """A service port that the kernel refused: which plan, why, after how many full syncs it is
+    tried again, and how many there are to go."""
+
+    plan: PortPlan
+    why: str
+    wait: int = 1
+    left: int = 1
+
+
+class Syncer(Generic[Desired, Actual, Patch]):
+    """Keeps one backend in step with its Snapshots."""
+
+    def __init__(self, backend: Backend[Desired, Actual, Patch]) -> None:
+        self.backend = backend
+        self._desired: Desired | None = None
+        #: What is in force since the last good sync; None when that is not known.
+        self._in_force: Desired | None = None
+        self._reads = True
+        self._left_out: dict[PortName, LeftOut] = {}
+
+    @property
+    def desired(self) -> Desired | None:
+        """What the last Snapshot asked for, but for what was left out, whether or not the kernel
+        took it."""
+        return self._desired
+
+    @property
+    def reads(self) -> bool:
+        """Whether the next sync reads the kernel and compares everything."""
+        return self._reads
+
+    def forget(self) -> None:
+        """The kernel may have been changed by others: the next sync reads it."""
+        self._reads = True
+
+    def sync(self, snapshot: Snapshot) -> Applied:
+        """Bring the kernel to the Snapshot. On KproxyError the next call starts by reading."""
+        full = self._reads
+        known = self._left_out
+        out = self._still_out(snapshot, full=full)
+        wanted = snapshot if not known else _without(snapshot, frozenset(out))
+        desired = self._desired = self.backend.render(wanted, self._desired)
+        try:
+            applied = self._bring(desired)
+        except ContentError as refusal:
+            self._lost()
+            if not full:
+                # Perhaps only what we believed was wrong.
+                return self.sync(snapshot)
+            self._left_out = out
+            applied = self._isolate(snapshot, desired, refusal, known)
+        except KproxyError:
+            self._lost()
+            raise
+        else:
+            self._left_out = out
+        refused = tuple((name, left.why) for name, left in sorted(self._left_out.items()))
+        return msgspec.structs.replace(applied, full=full, refused=refused)
+
+    def _lost(self) -> None:
+        self._in_force, self._reads = None, True
+
+    def _bring(self, desired: Desired) -> Applied:
+        """From what is there, or is believed to be, to ``desired``."""
+        before, foreign = self._in_force, False
+        if self._reads or before is None:
+            actual = self.backend.read()
+            patch = self.backend.diff(desired, actual)
+            if before is not None and patch is not None:
+                foreign = before is desired or self.backend.diff(before, actual) is not None
+        else:
+            patch = self.backend.diff(desired, self.backend.settled(before))
+        applied = Applied(full=False) if patch is None else self.backend.apply(patch)
+        self._in_force, self._reads = desired, False
+        return msgspec.structs.replace(applied, foreign=foreign) if foreign else applied
+
+    def _still_out(self, snapshot: Snapshot, *, full: bool) -> dict[PortName, LeftOut]:
+        """What stays left out in this sync; a full one counts down to the next try."""
+        out = {}
+        for name, left in self._left_out.items():
+            if snapshot.ports.get(name) != left.plan:
+                continue
+            if full:
+                left = msgspec.structs.replace(left, left=left.left - 1)
+            if left.left > 0:
+                out[name] = left
+        return out
+
+    def _isolate(
+        self,
+        snapshot: Snapshot,
+        desired: Desired,
+        refusal: ContentError,
+        known: dict[PortName, LeftOut],
+    ) -> Applied:
+        """Bring about what the kernel takes; leave out the service ports that it does not."""
+        total = Applied(full=True)
+        bad = {name: left.why for name, left in self._left_out.items()}
+
+        def attempt(out: frozenset[PortName]) -> ContentError | None:
+            nonlocal total
+            # Rendered from the whole: what was left out in one try is not made anew in the next.
+            self._desired = self.backend.render(_without(snapshot, out), desired)
+            try:
+                applied = self._bring(self._desired)
+            except ContentError as again:
+                self._lost()
+                return again
+            total = _sum(total, applied)
+            return None
+
+        try:
+            patch = self.backend.diff(desired, self.backend.read())
+            names = [] if patch is None else list(self.backend.touched(patch))
+            isolate(names, refusal, attempt, bad)
+        except KproxyError:
+            self._lost()
+            raise
+        finally:
+            self._left_out = {
+                name: self._left_out.get(name) or _again(snapshot.ports[name], why, known.get(name))
+                for name, why in bad.items()
+            }
+        return total
+
+
+def _without(snapshot: Snapshot, out: frozenset[PortName]) -> Snapshot:
+    """The Snapshot but for some ports; it names no predecessor, so that all is compared."""
+    ports = {name: plan for name, plan in snapshot.ports.items() if name not in out}
+    return msgspec.structs.replace(snapshot, ports=ports, base=None)
+
+
+def _again(plan: PortPlan, why: str, before: LeftOut | None) -> LeftOut:
+    """Twice as long as last time when the same plan was refused once more."""
+    wait = 1 if before is None or before.plan != plan else min(LONGEST_WAIT, before.wait * 2)
+    return LeftOut(plan, why, wait, wait)
+
+
+def _sum(one: Applied, other: Applied) -> Applied:
+    """Two transactions of one sync, among others that were refused: how many of those the kernel
+    took in part is not known."""
+    tables = dict(one.tables)
+    for table, count in other.tables:
+        tables[table] = tables.get(table, 0) + count
+    return Applied(
+        full=True,
+        written=one.written + other.written,
+        tables=tuple(sorted(tables.items())),
+        transactions=None,
+        foreign=one.foreign or other.foreign,
+    )

@@ -36,6 +36,7 @@ from kproxy.kernel import capabilities
 from kproxy.kernel.addresses import AddressNotices
 from kproxy.look import Look, LookingSource
 from kproxy.proxy import NodeProxy
+from kproxy.repairs import Repairs
 from kproxy.status import DEFAULT_STATE_DIR, FileStatus, Notifier, StateDir, Status
 from kproxy.sync import Schedule
 
@@ -110,6 +111,8 @@ class Daemon:
         self._proxy = NodeProxy(config, node_name(config), choice)
         periods = config.periods
         self._schedule = Schedule(periods.min_sync_period, periods.sync_period)
+        self._repairs = Repairs()
+        self._others: int | None = None
         self._monitor = Monitor(periods.sync_period, counting=bool(config.metrics_bind_address))
         self._servers = Servers(config, self._monitor, self)
         self._tried = asyncio.Event()
@@ -152,11 +155,13 @@ class Daemon:
             )
             self._ask(full=True)
             asyncio.get_running_loop().add_reader(notices.fileno(), self._addresses_moved, notices)
+            self._watch_others()
             await self._serve()
             self._notifier.send(STOPPING="1")
         finally:
             asyncio.get_running_loop().remove_reader(notices.fileno())
             notices.close()
+            self._unwatch_others()
             await _ended(servers)
             self._servers.close()
             self._proxy.close()
@@ -265,6 +270,29 @@ class Daemon:
         self._moved = True
         self._ask()
 
+    def _watch_others(self) -> None:
+        self._others = self._proxy.others.fileno()
+        if self._others is not None:
+            self._loop.add_reader(self._others, self._others_moved)
+
+    def _unwatch_others(self) -> None:
+        if self._others is not None:
+            self._loop.remove_reader(self._others)
+
+    def _others_moved(self) -> None:
+        if what := self._proxy.others.look():
+            self._mend(what)
+
+    def _mend(self, what: str) -> None:
+        """Set right what others changed: at once, or later when they do it again and again."""
+        now = time.monotonic()
+        pending = self._repairs.pending
+        due = self._repairs.noticed(now)
+        if not pending:
+            _log.warning("rules were changed by others", what=what, mended_in=max(0.0, due - now))
+        self._schedule.mend(due)
+        self._wake.set()
+
     async def _sync_or_wait(self) -> None:
         """One sync if it is due, else sleep until it is or something happens."""
         due = self._schedule.due(time.monotonic())
@@ -287,6 +315,10 @@ class Daemon:
         ok = await asyncio.to_thread(self._proxy.sync, deltas, full=run.full, moved=moved)
         ended = time.monotonic()
         self._schedule.finish(ended, ok=ok)
+        if ok and all(record.full for record in self._proxy.records):
+            self._repairs.mended(ended)
+        if what := self._proxy.others.noticed:
+            self._mend(what)
         self._monitor.ended(self._proxy.records)
         for record in self._proxy.records:
             if record.cleaned is not None:

@@ -104,7 +104,7 @@ class FlowCleaner:
         listed = 0
         handles: dict[bytes, None] = {}
         with Conntrack(self.family) as table:
-            for part in parts:
+            for part in dict.fromkeys(table.coarse(*part) for part in parts):
                 for batch in table.udp(*part):
                     listed += len(batch.flows)
                     stale = self._stale.judge(batch.flows)

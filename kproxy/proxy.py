@@ -27,6 +27,7 @@ from kproxy.core.tracker import Changes, Counts, Tracker
 from kproxy.errors import ApplyError, CommandError, KernelError, KproxyError, MachineError
 from kproxy.flows import Cleaned, FlowCleaner
 from kproxy.kernel.addresses import host_addresses
+from kproxy.others import Others
 from kproxy.status import FamilyStatus
 
 _log = logs.get("proxy")
@@ -39,7 +40,8 @@ class SyncRecord(Value, frozen=True):
     kernel was read and everything compared. ``refused``: the kernel did not take a transaction.
     ``tables`` counts what was written, by table. ``latencies`` are the seconds from a change in
     the cluster to the kernel's acknowledgement, one for each slice that says when it changed.
-    ``foreign``: the kernel was found changed by others, and was mended. ``cleaned`` is the look at
+    ``foreign``: the kernel was found changed by others, and was mended. ``transactions``: what the
+    kernel committed, None when that is not known. ``cleaned`` is the look at
     the table of tracked flows that followed, None when there was none.
     """
 
@@ -52,6 +54,7 @@ class SyncRecord(Value, frozen=True):
     tables: tuple[tuple[str, int], ...] = ()
     latencies: tuple[float, ...] = ()
     foreign: bool = False
+    transactions: int | None = None
     cleaned: Cleaned | None = None
 
 
@@ -93,6 +96,7 @@ class NodeProxy:
             else:
                 served.append(_FamilyProxy(family, backend))
         self._families, self._skipped = tuple(served), tuple(skipped)
+        self.others = Others(self.choice, self.served)
 
     def sync(
         self, deltas: Iterable[Delta] = (), *, full: bool = False, moved: bool = False
@@ -104,6 +108,7 @@ class NodeProxy:
         """
         for delta in deltas:
             self.take_in(delta)
+        full = self.others.before_sync() or full
         if full or moved:
             self._read_addresses()
         changes = self._tracker.take()
@@ -121,7 +126,9 @@ class NodeProxy:
         ]
         # Every job is waited for, whatever happened in another one.
         self.records = tuple([job.result() for job in jobs])
-        return all(record.ok for record in self.records)
+        ok = all(record.ok for record in self.records)
+        self.others.after_sync([record.transactions for record in self.records], ok=ok)
+        return ok
 
     def take_in(self, delta: Delta) -> None:
         """Know of a change; the next sync brings it to the kernel."""
@@ -203,6 +210,8 @@ class NodeProxy:
     def close(self) -> None:
         """End the threads; the rules stay."""
         self._pool.shutdown()
+        if self._families:
+            self.others.close()
 
 
 class _FamilyProxy:
@@ -267,7 +276,6 @@ class _FamilyProxy:
         addresses: tuple[str, ...],
     ) -> SyncRecord:
         begun = time.monotonic()
-        agreed = not self._syncer.reads
         if full:
             self._syncer.forget()
         reads = self._syncer.reads
@@ -290,11 +298,18 @@ class _FamilyProxy:
             self._syncer.forget()
             self._failed(f"{type(fault).__name__}: {fault}")
             return self._record(begun, ok=False, full=reads)
-        before, self.in_force = self.in_force, (snapshot, self._syncer.desired)
+        self.in_force = (snapshot, self._syncer.desired)
         self._synced(snapshot, applied, time.monotonic() - begun)
-        # The plan is the same and was in force: what had to be written, somebody else took away.
-        foreign = agreed and before is not None and before[0] is snapshot and applied.written > 0
-        return self._record(begun, ok=True, full=reads, tables=applied.tables, foreign=foreign)
+        return self._record(
+            begun,
+            ok=True,
+            full=applied.full,
+            # The good ones among some that were refused do not say what those left.
+            refused=applied.transactions is None,
+            tables=applied.tables,
+            foreign=applied.foreign,
+            transactions=applied.transactions,
+        )
 
     def _record(self, begun: float, *, ok: bool, full: bool, **more: Any) -> SyncRecord:
         at = time.time()

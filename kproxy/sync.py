@@ -12,6 +12,8 @@ Guarantees, with kube-proxy's meaning of the two periods:
    after any failure; most failures here are a lock held for a moment by another tool, and the
    doubling keeps a lasting failure from loading the machine. New requests do not hurry a retry:
    the reason of the failure is rarely in them.
+5. What others changed is mended by a full sync at the time that :meth:`Schedule.mend` is given,
+   whatever ``minimum`` says.
 
 Times are seconds of one monotonic clock; only differences matter.
 """
@@ -42,6 +44,7 @@ class Schedule:
         self._running = False
         self._requested = False
         self._full = True
+        self._mend_at = float("inf")
         self._last_end: float | None = None
         self._failures = 0
 
@@ -49,6 +52,10 @@ class Schedule:
         """Something changed. ``full``: and what the kernel holds may not be what we believe."""
         self._requested = True
         self._full = self._full or full
+
+    def mend(self, at: float) -> None:
+        """Others have changed what the kernel holds: a full sync is due at ``at``."""
+        self._mend_at = min(self._mend_at, at)
 
     def due(self, now: float) -> float | None:
         """When the next sync may start (``now`` or earlier: at once); None while one runs.
@@ -61,14 +68,18 @@ class Schedule:
             assert self._last_end is not None
             return self._last_end + self.retry_delay
         periodic = float("inf") if self._last_end is None else self._last_end + self.period
-        return min(periodic, self._allowed_at(now)) if self._requested else periodic
+        asked = self._allowed_at(now) if self._requested else periodic
+        return min(periodic, asked, self._mend_at)
 
     def start(self, now: float) -> Run:
         """The sync starts: every request up to now is served by it."""
         assert not self._running
         self._refill(now)
         self._tokens = max(0.0, self._tokens - 1)
-        run = Run(full=self._full or self._failures > 0 or not self._requested)
+        mends = self._mend_at <= now
+        run = Run(full=self._full or mends or self._failures > 0 or not self._requested)
+        if run.full:
+            self._mend_at = float("inf")
         self._running, self._requested, self._full = True, False, False
         return run
 

@@ -1,8 +1,8 @@
 """Which members of a change spoil it: a search that leaves all others in force. Pure.
 
-A refusal that names members is believed first: one try. Else the change is halved: for one bad
-member among n that takes log2(n) tries, of which the good ones bring a part of the change about,
-and one more for all the rest.
+A refusal that names members is believed: one try. Else all is tried once more and then halved: for
+one bad member among n that takes log2(n) tries, of which the good ones bring a part of the change
+about, and a last one for all the rest.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ def isolate(
     """
     waiting = [name for name in names if name not in bad]
     error: ContentError | None = refusal
+    if not refusal.suspects:
+        # The tools do not always say why: what passes by itself is nobody's fault.
+        error = attempt(frozenset(bad))
     limit = len(bad) + LIMIT
     while error is not None:
         if len(bad) >= limit or not waiting:

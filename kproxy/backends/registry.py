@@ -5,10 +5,10 @@ A mode's code is imported when a backend of it is made: a daemon in one mode nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from kproxy.backends.base import Backend
+from kproxy.backends.base import Backend, Watch
 from kproxy.config_check import MODES
 from kproxy.core.objects import Family, Value
 from kproxy.core.snapshot import Snapshot
@@ -25,6 +25,9 @@ class Built(Value, frozen=True):
 
     ``make(family, variant)`` gives its backend, ``detect()`` the variant that this host uses, and
     ``text(snapshot, variant)`` its rules for reading, without a look at any host.
+    ``watch(variant, families)`` notices what others change of it. ``sweep(family, variant,
+    standing)`` takes away what the mode, kube-proxy's too, left in that variant, now that the mode
+    ``standing`` serves instead; it returns whether there was anything.
     ``former(actual)`` is what rules found in the kernel do for UDP.
     ``counts(desired)`` are its objects in force by table, and ``prepare(backend, snapshot)`` does
     what needs more rights than the daemon may have; it returns the sysctls that it set.
@@ -37,6 +40,8 @@ class Built(Value, frozen=True):
     counts: Callable[[Any], Mapping[str, int]]
     prepare: Callable[[Any, Snapshot], tuple[tuple[str, str], ...]]
     former: Callable[[Any], Former]
+    watch: Callable[[str, Iterable[Family]], Watch]
+    sweep: Callable[[Family, str, Choice], bool]
 
 
 def _iptables(family: Family, variant: str) -> AnyBackend:
@@ -76,6 +81,20 @@ def _iptables_former(actual: Any) -> Former:
     return former(actual)
 
 
+def _iptables_watch(variant: str, families: Iterable[Family]) -> Watch:
+    from kproxy.backends.iptables.script import Variant
+    from kproxy.backends.iptables.watch import watch
+
+    return watch(Variant(variant), families)
+
+
+def _iptables_sweep(family: Family, variant: str, standing: Choice) -> bool:
+    from kproxy.backends.iptables.apply import sweep
+    from kproxy.backends.iptables.script import Variant
+
+    return sweep(family, Variant(variant))
+
+
 #: Modes that are not here come in later versions. The first variant is the one that is shown when
 #: nobody says which.
 _BUILT: dict[str, Built] = {
@@ -87,6 +106,8 @@ _BUILT: dict[str, Built] = {
         counts=_iptables_counts,
         prepare=_iptables_prepare,
         former=_iptables_former,
+        watch=_iptables_watch,
+        sweep=_iptables_sweep,
     ),
 }
 
@@ -149,6 +170,25 @@ def resolve(choice: Choice) -> Choice:
 def create(choice: Choice, family: Family) -> AnyBackend:
     """A backend for one family in the calling thread's network namespace; not yet probed."""
     return _BUILT[choice.mode].make(family, resolve(choice).variant)
+
+
+def watch(choice: Choice, families: Iterable[Family]) -> Watch:
+    """Notices what others change, in the calling thread's namespace."""
+    return _BUILT[choice.mode].watch(choice.variant, families)
+
+
+def sweep(standing: Choice, families: Iterable[Family]) -> tuple[Choice, ...]:
+    """Take away what every other mode and variant left in the calling thread's namespace.
+
+    To be called when ``standing`` serves all of ``families``, so that no packet meets neither.
+    Returns those of which there was something.
+    """
+    left = []
+    for other in choices():
+        if other != standing:
+            swept = [_BUILT[other.mode].sweep(each, other.variant, standing) for each in families]
+            left += [other] * any(swept)
+    return tuple(left)
 
 
 def text(choice: Choice, snapshot: Snapshot) -> Iterator[str]:

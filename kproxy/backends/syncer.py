@@ -41,6 +41,8 @@ class Syncer(Generic[Desired, Actual, Patch]):
         self._in_force: Desired | None = None
         self._reads = True
         self._left_out: dict[PortName, LeftOut] = {}
+        #: What the last sync found in the kernel before it wrote; None when it did not read.
+        self.found: Actual | None = None
 
     @property
     def desired(self) -> Desired | None:
@@ -59,7 +61,7 @@ class Syncer(Generic[Desired, Actual, Patch]):
 
     def sync(self, snapshot: Snapshot) -> Applied:
         """Bring the kernel to the Snapshot. On KproxyError the next call starts by reading."""
-        full = self._reads
+        full, self.found = self._reads, None
         known = self._left_out
         out = self._still_out(snapshot, full=full)
         wanted = snapshot if not known else _without(snapshot, frozenset(out))
@@ -88,7 +90,7 @@ class Syncer(Generic[Desired, Actual, Patch]):
         """From what is there, or is believed to be, to ``desired``."""
         before, foreign = self._in_force, False
         if self._reads or before is None:
-            actual = self.backend.read()
+            actual = self._read()
             patch = self.backend.diff(desired, actual)
             if before is not None and patch is not None:
                 foreign = before is desired or self.backend.diff(before, actual) is not None
@@ -97,6 +99,12 @@ class Syncer(Generic[Desired, Actual, Patch]):
         applied = Applied(full=False) if patch is None else self.backend.apply(patch)
         self._in_force, self._reads = desired, False
         return msgspec.structs.replace(applied, foreign=foreign) if foreign else applied
+
+    def _read(self) -> Actual:
+        actual = self.backend.read()
+        if self.found is None:
+            self.found = actual
+        return actual
 
     def _still_out(self, snapshot: Snapshot, *, full: bool) -> dict[PortName, LeftOut]:
         """What stays left out in this sync; a full one counts down to the next try."""
@@ -134,7 +142,7 @@ class Syncer(Generic[Desired, Actual, Patch]):
             return None
 
         try:
-            patch = self.backend.diff(desired, self.backend.read())
+            patch = self.backend.diff(desired, self._read())
             names = [] if patch is None else list(self.backend.touched(patch))
             isolate(names, refusal, attempt, bad)
         except KproxyError:

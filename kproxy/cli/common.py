@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -46,17 +50,29 @@ def emit(data: object, output: str) -> None:
         click.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), nl=False)
 
 
+def own_name() -> str:
+    """What to type, where the user stands, to call this very program: in a fresh clone the shell
+    does not find it by its name."""
+    script = Path(sys.prefix) / "bin" / "kproxy"
+    found = shutil.which("kproxy")
+    if not script.exists() or (found and os.path.samefile(found, script)):
+        return "kproxy"
+    return min(os.path.relpath(script), str(script), key=len)
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
-    """Print a table: with rich on a terminal, in plain aligned columns in a pipe."""
+    """Print a table: with rich on a terminal, in plain aligned columns in a pipe. A heading may
+    have several lines."""
     lines = [list(map(str, row)) for row in rows]
     if sys.stdout.isatty():
         _rich_table(columns, lines, title)
         return
     if title:
         click.echo(title)
-    heads = [column.upper() for column in columns]
-    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
-    for line in (heads, *lines):
+    heads = zip_longest(*(column.upper().splitlines() for column in columns), fillvalue="")
+    lines = [*map(list, heads), *lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
         padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo("   ".join(padded).rstrip())
 

@@ -27,6 +27,7 @@ def command(lab: str | None, wishes: tuple[str, ...]) -> None:
 
 def _wish(text: str) -> tuple[str, int]:
     name, equals, number = text.partition("=")
-    if not (name and equals and number.isdigit()):
+    # Ten digits are past every lab already, and int() takes no more than 4300.
+    if not (name and equals and number.isascii() and number.isdigit() and len(number) <= 10):
         raise UsageError(f"{text!r} says no number of pods", hint="write WORKLOAD=N, as web=3")
     return name, int(number)

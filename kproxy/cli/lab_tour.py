@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -12,9 +13,14 @@ from kproxy.cli.lab_up import complete_modes, complete_topologies, next_commands
 from kproxy.errors import CheckFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kproxy.core.objects import Family
     from kproxy.lab.topology import Topology
     from kproxy.lab.tour import ModeResult, Report
+
+#: Columns of the report.
+_WIDTH = 100
 
 _SIGNS = {True: "\u2713", False: "\u2717", None: "\u2013"}
 
@@ -80,37 +86,57 @@ def _stay(topology: Topology) -> str:
 def _show(report: Report) -> None:
     from kproxy.lab.tour import CHECKS
 
-    table(("mode", "family", *CHECKS), [row for mode in report.modes for row in _rows(mode)])
-    for mode in report.modes:
-        for line in _remarks(mode):
-            click.echo(f"  {line}")
+    table(
+        ("mode", "family", *map(_heading, CHECKS)),
+        [row for mode in report.modes for row in _rows(mode)],
+    )
+    for line in _remarks(report.modes):
+        click.echo(
+            textwrap.fill(
+                line, _WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+            )
+        )
+
+
+def _heading(check: str) -> str:
+    """A check's name on two lines, as even as words allow: the table must fit 100 columns."""
+    breaks = [at for at, letter in enumerate(check) if letter == " "]
+    middle = min(breaks, key=lambda at: abs(2 * at - len(check)), default=len(check))
+    return f"{check[:middle]}\n{check[middle + 1 :]}"
 
 
 def _rows(mode: ModeResult) -> list[tuple[str, ...]]:
+    """One row a family; one for all of them when none could be tried, for one reason."""
     from kproxy.lab.tour import CHECKS
 
     signs = {(r.family, r.check): _SIGNS[r.ok] for r in mode.results}
     families = dict.fromkeys([r.family for r in mode.results] + [f for f, _ in mode.lacking])
+    if not mode.results and len({why for _, why in mode.lacking}) == 1:
+        return [(mode.mode, _SIGNS[None], *(_SIGNS[None] for _ in CHECKS))]
     return [
         (mode.mode, _family(f), *(signs.get((f, check), _SIGNS[None]) for check in CHECKS))
         for f in sorted(families)
     ]
 
 
-def _remarks(mode: ModeResult) -> list[str]:
-    """Why a cell is not a tick: one line for each reason."""
-    lines = [
-        f"{_SIGNS[r.ok]} {mode.mode} {_family(r.family)} {r.check}: {r.detail}"
-        for r in mode.results
-        if r.detail
-    ]
+def _remarks(modes: Iterable[ModeResult]) -> list[str]:
+    """Why a cell is not a tick: one remark for each reason."""
+    lines: list[str] = []
     reasons: dict[str, list[str]] = {}
-    for family, why in mode.lacking:
-        reasons.setdefault(why, []).append(_family(family))
-    return lines + [
-        f"{_SIGNS[None]} {mode.mode} {' and '.join(families)}: {why}"
-        for why, families in reasons.items()
-    ]
+    for mode in modes:
+        lines += [
+            f"{_SIGNS[r.ok]} {mode.mode} {_family(r.family)} {r.check}: {r.detail}"
+            for r in mode.results
+            if r.detail
+        ]
+        by_reason: dict[str, list[str]] = {}
+        for family, why in mode.lacking:
+            by_reason.setdefault(why, []).append(_family(family))
+        for why, families in by_reason.items():
+            whole = not mode.results and len(by_reason) == 1
+            which = mode.mode if whole else f"{mode.mode} {' and '.join(families)}"
+            reasons.setdefault(why, []).append(which)
+    return lines + [f"{_SIGNS[None]} {', '.join(who)}: {why}" for why, who in reasons.items()]
 
 
 def _family(family: Family) -> str:

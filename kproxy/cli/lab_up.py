@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from kproxy.cli.common import manifests_option
+from kproxy.cli.common import manifests_option, own_name
 from kproxy.cli.lab_apply import show
 from kproxy.cli.lab_options import DEFAULT_LAB, called, complete_labs
 
@@ -142,17 +142,18 @@ def next_commands(lab: LabState, services: list[dict[str, object]]) -> list[str]
     from kproxy.lab.describe import first_node_port, first_reachable
 
     name = "" if lab.name == DEFAULT_LAB else f" --name {lab.name}"
+    kproxy = own_name()
     lines = [
-        f"kproxy lab ping{name}",
-        f"kproxy lab graph{name}",
-        f"kproxy lab ls{name} -o wide",
+        f"{kproxy} lab ping{name}",
+        f"{kproxy} lab graph{name}",
+        f"{kproxy} lab ls{name} -o wide",
     ]
     port, inside = first_node_port(services), first_reachable(services)
     if find("curl") is None:
         return lines
     if port and lab.topology.clients:
         client, node = lab.topology.clients[0].name, lab.nodes[0]
-        lines.insert(0, f"kproxy lab exec{name} {client} curl -s http://{node}:{port}/")
+        lines.insert(0, f"{kproxy} lab exec{name} {client} curl -s http://{node}:{port}/")
     elif inside and lab.pods:
-        lines.insert(0, f"kproxy lab exec{name} {lab.pods[0].name} curl -s http://{inside}/")
+        lines.insert(0, f"{kproxy} lab exec{name} {lab.pods[0].name} curl -s http://{inside}/")
     return lines[:3]

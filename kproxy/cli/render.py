@@ -48,7 +48,8 @@ def command(
     for line in (*warnings, *refusals):
         click.echo(f"kproxy: {line}", err=True)
     if refusals:
-        raise CheckFailed(f"{len(refusals)} things are left out", hint="they are named above")
+        left_out = "1 thing is" if len(refusals) == 1 else f"{len(refusals)} things are"
+        raise CheckFailed(f"{left_out} left out", hint="see above")
 
 
 def _render(
@@ -63,7 +64,7 @@ def _render(
 
     source = ManifestSource(filenames)
     tracker = Tracker()
-    tracker.apply(source.load())
+    tracker.apply(source.load(to_end=True))
     for notice in source.notices:
         click.echo(f"kproxy: {notice}", err=True)
     name = node_name(config)

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -76,6 +76,30 @@ def run(
         show.result(report.absent(str(choice), reason))
     show.end(runner.seconds)
     sys.exit(report.exit_status(show.results))
+
+
+@command.command()
+@click.argument("results", nargs=-1, required=True, type=click.File("rb"))
+@click.option(
+    "--scenarios",
+    "folders",
+    multiple=True,
+    default=("netns-lab/scenarios",),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Files or folders that the results come from.",
+)
+def semantics(results: tuple[BinaryIO, ...], folders: tuple[Path, ...]) -> None:
+    """Print the table of semantics as Markdown, from what `run -o json` printed."""
+    from kproxy.lab.scenario import exceptions
+    from kproxy.lab.scenario import semantics as table
+
+    cases = [case for path in scenario_files(folders) for case in _load(path)]
+    outcomes = [one for file in results for one in table.outcomes(file.read())]
+    rows = table.load_rows(table.default_path())
+    click.echo(
+        table.markdown(rows, cases, outcomes, exceptions.load(exceptions.default_path())), nl=False
+    )
 
 
 def scenario_files(paths: Sequence[Path]) -> list[Path]:

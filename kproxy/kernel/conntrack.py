@@ -127,8 +127,8 @@ class Conntrack:
     def udp(self, address: bytes = b"", port: bytes = b"") -> Iterator[Batch]:
         """UDP flows with this original destination, packed; b"" is any.
 
-        A flow may come twice. Read it to the end. NetlinkError when the kernel refuses, or breaks
-        off each time.
+        Others may come as well (:meth:`coarse`), and a flow may come twice. Read it to the end.
+        NetlinkError when the kernel refuses, or breaks off each time.
         """
         for _ in range(_TRIES):
             try:
@@ -142,6 +142,15 @@ class Conntrack:
             f"the conntrack table changed during each of {_TRIES} listings", errno.EINTR
         )
 
+    def coarse(self, address: bytes, port: bytes) -> tuple[bytes, bytes]:
+        """The part of the table that is listed when this one is asked for.
+
+        In IPv6 it is all of a port: Linux compares IPv6 addresses of a filter the wrong way round
+        (ctnetlink_filter_match_tuple, 5.8 to 6.18 at least) and gives every flow but those asked
+        for.
+        """
+        return (b"" if self.family is Family.IPV6 else address), port
+
     def delete(self, handles: Iterable[bytes]) -> Deleted:
         """Take entries away, in batches. An entry that is gone already is fine."""
         todo = list(handles)
@@ -154,7 +163,7 @@ class Conntrack:
 
     def _dump(self, address: bytes, port: bytes) -> Generator[Batch, None, bool]:
         """Returns whether the table changed under it, so that it may have a hole."""
-        body = self._layout.filter(address, port) if self._filters else b""
+        body = self._layout.filter(*self.coarse(address, port)) if self._filters else b""
         self._sequence = sequence = self._sequence + 1
         self._send(message(CT_GET, REQUEST | DUMP, sequence, self._layout.code, body))
         ended = interrupted = False

@@ -163,7 +163,7 @@ class Listener:
                 return found, lost
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
-                    raise _refused("hear of changes of rules", error.errno) from error
+                    raise _refused("hear of changes of rules", error.errno or 0) from error
                 lost = True
 
     def generation(self) -> int:
@@ -183,9 +183,12 @@ class Listener:
 
 
 def _socket() -> socket.socket:
-    return socket.socket(
+    made = socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
     )
+    # A socket without an address of its own hears nothing.
+    made.bind((0, 0))
+    return made
 
 
 def _refused(what: str, code: int) -> NetlinkError:

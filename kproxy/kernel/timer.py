@@ -1,4 +1,4 @@
-"""A timer of the kernel's as a descriptor, for whoever waits for descriptors (timerfd_create(2))."""
+"""A timer of the kernel's as a descriptor, for who waits for descriptors (timerfd_create(2))."""
 
 from __future__ import annotations
 

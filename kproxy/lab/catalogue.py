@@ -12,13 +12,12 @@ import msgspec
 import kproxy
 from kproxy.errors import SourceError, TopologyError
 from kproxy.lab.manifests import read_paths
-from kproxy.lab.topology import NodeSpec, Topology, Workload
-from kproxy.lab.topology_file import MAX_NODES, MAX_PODS_PER_NODE, parse
+from kproxy.lab.topology import MAX_NODES, MAX_PODS_PER_NODE, NodeSpec, Topology, Workload
+from kproxy.lab.topology_file import parse
+from kproxy.sources.files import SUFFIXES, read
 
 #: The data that comes with kproxy stands beside the package.
 DATA = Path(kproxy.__file__).parent.parent / "netns-lab"
-
-_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def names() -> tuple[str, ...]:
@@ -31,20 +30,21 @@ def load(name_or_path: str) -> Topology:
 
     The objects of its ``manifests`` stand before its own ``objects`` in the result.
     """
-    is_path = "/" in name_or_path or name_or_path.endswith(_SUFFIXES)
+    is_path = "/" in name_or_path or name_or_path.endswith(SUFFIXES)
     path = Path(name_or_path) if is_path else DATA / "topologies" / f"{name_or_path}.yaml"
     try:
-        text = path.read_text()
+        data = read(str(path))[1]
     except OSError as wrong:
         hint = f"there are: {', '.join(names())}; or give the path of a YAML file"
+        why = wrong.strerror or str(wrong)
         raise TopologyError(
-            f"no topology {name_or_path}: {wrong.strerror}", where=str(path), hint=hint
+            why if is_path else f"no topology of this name: {why}", where=name_or_path, hint=hint
         ) from wrong
-    topology = parse(text, str(path))
-    read = read_paths(str(path.parent / manifest) for manifest in topology.manifests)
-    if read.refusals:
-        raise SourceError(str(read.refusals[0]), hint=f"topology {path} names that file")
-    objects = (*(raw.obj for raw in read.objects), *topology.objects)
+    topology = parse(data, str(path))
+    own = read_paths(str(path.parent / manifest) for manifest in topology.manifests)
+    if own.refusals:
+        raise SourceError(str(own.refusals[0]), hint=f"topology {path} names that file")
+    objects = (*(raw.obj for raw in own.objects), *topology.objects)
     return msgspec.structs.replace(topology, objects=objects, manifests=())
 
 

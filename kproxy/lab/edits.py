@@ -62,10 +62,12 @@ class Edit(Value, frozen=True):
 
 
 def key_of(obj: Mapping[str, Any]) -> Key:
-    """Kind, namespace, name; the name is "" when the object has none."""
+    """Kind, namespace, name, as text even where the object has something else there; the name is
+    "" when it has none."""
     meta = obj.get("metadata")
     meta = meta if isinstance(meta, Mapping) else {}
-    return str(obj.get("kind")), meta.get("namespace") or "default", str(meta.get("name") or "")
+    namespace, name = meta.get("namespace") or "default", meta.get("name") or ""
+    return str(obj.get("kind")), str(namespace), str(name)
 
 
 def keys_of(raws: Iterable[Raw]) -> tuple[Key, ...]:

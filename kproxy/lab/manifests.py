@@ -16,10 +16,11 @@ import yaml
 
 from kproxy.core.objects import Refusal, Value
 from kproxy.errors import SourceError
-from kproxy.sources.text import Piece, Splitter
+from kproxy.sources.files import find, read
+from kproxy.sources.text import encoding_fault, pieces_of
 from kproxy.sources.yaml_reader import parse, where_and_why
 
-_SUFFIXES = (".yaml", ".yml", ".json")
+_CHECK = "check the path"
 
 
 class Raw(Value, frozen=True):
@@ -38,59 +39,58 @@ class Read(Value, frozen=True):
 def read_paths(paths: Iterable[str]) -> Read:
     """Objects of files, folders (one level) and ``-`` for standard input, in order.
 
-    SourceError for a path that cannot be read at all.
+    SourceError for a path that cannot be read at all; a file of a folder is refused alone.
     """
     objects: list[Raw] = []
     refusals: list[Refusal] = []
-    for file, data in _texts(paths):
-        found = read_text(data, file)
-        objects += found.objects
-        refusals += found.refusals
+    for path in paths:
+        for found in _read_path(path):
+            objects += found.objects
+            refusals += found.refusals
     return Read(tuple(objects), tuple(refusals))
 
 
-def _texts(paths: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    for name in paths:
-        if name == "-":
-            yield "stdin", sys.stdin.buffer.read()
-            continue
-        path = Path(name)
+def _read_path(path: str) -> Iterator[Read]:
+    if path == "-":
+        yield read_text(sys.stdin.buffer.read(), "stdin")
+        return
+    found = find(path)
+    if found.fault:
+        raise SourceError(f"cannot be read: {found.fault}", where=path or "-f", hint=_CHECK)
+    for file in found.files:
         try:
-            files = (
-                sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES)
-                if path.is_dir()
-                else [path]
-            )
-            for file in files:
-                yield str(file), file.read_bytes()
+            # A pipe that was named is read to its end; one that lies in a folder stops nobody.
+            data = Path(file).read_bytes() if found.stream else read(file)[1]
         except OSError as wrong:
-            raise SourceError(
-                f"cannot be read: {wrong.strerror}", where=name, hint="check the path"
-            ) from wrong
+            why = f"cannot be read: {wrong.strerror or wrong}"
+            if not found.folder:
+                raise SourceError(why, where=path, hint=_CHECK) from wrong
+            yield Read((), (Refusal(f"{why}; mend or remove it", file=file),))
+            continue
+        yield read_text(data, file)
 
 
 def read_text(data: bytes, file: str) -> Read:
     """Objects of one file's text; lists are taken apart."""
     objects: list[Raw] = []
     refusals: list[Refusal] = []
-    for piece in Splitter().close(data):
+    for piece in pieces_of(data):
+        fault = encoding_fault(piece)
         try:
-            value = parse(piece.data)
-        except yaml.YAMLError as fault:
-            line, why = where_and_why(fault)
-            refusals.append(
-                Refusal(f"{why}; correct the YAML", file=file, line=piece.line + max(line, 0))
-            )
+            value = None if fault else parse(piece.data)
+        except yaml.YAMLError as wrong:
+            line, why = where_and_why(wrong)
+            fault = piece.line + max(line, 0), f"{why}; correct the YAML"
+        if fault:
+            refusals.append(Refusal(fault[1], file=file, line=fault[0]))
             continue
         for obj in _flat(value):
             if isinstance(obj, dict) and isinstance(obj.get("kind"), str):
-                objects.append(Raw(obj, file, _first_line(piece)))
+                objects.append(Raw(obj, file, piece.first_line))
             elif obj is not None:
                 refusals.append(
                     Refusal(
-                        "is no Kubernetes object: it has no kind",
-                        file=file,
-                        line=_first_line(piece),
+                        "is no Kubernetes object: it has no kind", file=file, line=piece.first_line
                     )
                 )
     return Read(tuple(objects), tuple(refusals))
@@ -98,17 +98,12 @@ def read_text(data: bytes, file: str) -> Read:
 
 def _flat(value: Any) -> Iterator[Any]:
     """Members of lists (``kind: List``, ``ServiceList``), anything else itself."""
-    if isinstance(value, dict) and str(value.get("kind", "")).endswith("List"):
-        for item in value.get("items") or ():
-            yield from _flat(item)
-    else:
+    if not (isinstance(value, dict) and str(value.get("kind", "")).endswith("List")):
         yield value
-
-
-def _first_line(piece: Piece) -> int:
-    """The line on which the document's text begins, its separator and blank lines skipped."""
-    for offset, line in enumerate(piece.data.splitlines()):
-        text = line.strip()
-        if text and not text.startswith((b"---", b"#", b"%")):
-            return piece.line + offset
-    return piece.line
+        return
+    items = value.get("items")
+    if isinstance(items, list):
+        for item in items:
+            yield from _flat(item)
+    elif items is not None:
+        yield items

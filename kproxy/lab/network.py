@@ -119,7 +119,8 @@ BASE_SYSCTLS: tuple[tuple[str, str], ...] = (
 
 #: Hosts that forward. send_redirects off: where a node would send a packet for a service address
 #: back out of the interface it came from, it sends a redirect instead of the refusal, and the
-#: client sees a time-out. The effective value is all OR device, so both are cleared.
+#: client sees a time-out. The effective value is all OR device, so both are cleared. ICMP errors
+#: are not limited: the kernel sends one a second to one address, and each of them refuses somebody.
 FORWARDING_SYSCTLS: tuple[tuple[str, str], ...] = (
     *BASE_SYSCTLS,
     ("net/ipv4/ip_forward", "1"),
@@ -127,4 +128,7 @@ FORWARDING_SYSCTLS: tuple[tuple[str, str], ...] = (
     ("net/ipv6/conf/default/forwarding", "1"),
     ("net/ipv4/conf/all/send_redirects", "0"),
     ("net/ipv4/conf/default/send_redirects", "0"),
+    ("net/ipv4/icmp_ratemask", "0"),
+    ("net/ipv4/icmp_ratelimit", "0"),
+    ("net/ipv6/icmp/ratelimit", "0"),
 )

@@ -241,6 +241,10 @@ def _into(
             entered = way.at
         if nodes and local_only and entered not in nodes:
             continue  # dropped on purpose: nothing that a ping could tell from a gap
+        if not nodes and way.kind == "balancer" and sender == way.at:
+            # kube-proxy refuses these where packets arrive, not where a node sends its own: this
+            # one goes up to the router and comes back with the node's own source, a martian.
+            continue
         yield Attempt(
             sender,
             way.address,

@@ -29,7 +29,7 @@ import msgspec
 
 from kproxy.errors import LabError, MachineError, UsageError
 from kproxy.lab.model import Allocations, LabState, Pod
-from kproxy.lab.topology_file import NAME
+from kproxy.lab.topology import NAME
 
 __all__ = [
     "Allocations",

@@ -15,8 +15,7 @@ from kproxy.core.objects import Value
 from kproxy.lab.controllers import Completed
 from kproxy.lab.controllers.naming import SERVICE_LABEL
 from kproxy.lab.state import LabState, Pod
-from kproxy.lab.topology import Workload
-from kproxy.lab.topology_file import UNDERLAY
+from kproxy.lab.topology import UNDERLAY, Workload
 
 Object = Mapping[str, Any]
 

@@ -25,10 +25,21 @@ seconds) and ``loss`` (``1%``, or a share of 1). Any other key is an error that 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from kproxy.core.objects import Family, Protocol, Value
 from kproxy.lab.network import Shape
+
+#: RFC 1123 label, as Kubernetes takes for names; 40 characters leave room for a pod's ordinal and
+#: for the namespace's own prefix.
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
+
+#: The underlay's own namespace is named so; nobody else may be.
+UNDERLAY = "underlay"
+
+#: Host numbers that the address plan of :mod:`kproxy.lab.wiring` has room for.
+MAX_NODES, MAX_CLIENTS, MAX_PODS_PER_NODE = 180, 50, 250
 
 
 class LinkSpec(Value, frozen=True):

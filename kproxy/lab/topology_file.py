@@ -7,6 +7,7 @@ file and key.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -19,6 +20,11 @@ from kproxy.core.objects import Family, Protocol
 from kproxy.errors import TopologyError
 from kproxy.lab.network import Shape
 from kproxy.lab.topology import (
+    MAX_CLIENTS,
+    MAX_NODES,
+    MAX_PODS_PER_NODE,
+    NAME,
+    UNDERLAY,
     ClientSpec,
     LinkSpec,
     NodeSpec,
@@ -26,19 +32,11 @@ from kproxy.lab.topology import (
     Topology,
     Workload,
 )
-
-#: RFC 1123 label, as Kubernetes takes for names; 40 characters leave room for a pod's ordinal and
-#: for the namespace's own prefix.
-NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
-
-#: The underlay's own namespace is named so; nobody else may be.
-UNDERLAY = "underlay"
+from kproxy.sources import yaml_reader
+from kproxy.sources.text import encoding_fault, pieces_of
 
 #: IPv6's smallest MTU (RFC 8200, section 5); the largest that a veth takes.
 _MTU = range(1280, 65536)
-
-#: Host numbers that the address plan of :mod:`kproxy.lab.wiring` has room for.
-MAX_NODES, MAX_CLIENTS, MAX_PODS_PER_NODE = 180, 50, 250
 
 _FAMILIES = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
 
@@ -99,18 +97,32 @@ class _Topology(_File):
     manifests: list[str] = []
 
 
-def parse(text: str, file: str) -> Topology:
-    """Read a topology. TopologyError names ``file`` and the key that is wrong."""
-    try:
-        raw = yaml.load(text, Loader=yaml.CSafeLoader)
-    except yaml.YAMLError as wrong:
-        raise TopologyError(f"no YAML: {' '.join(str(wrong).split())}", where=file) from wrong
+def parse(text: str | bytes, file: str) -> Topology:
+    """Read a topology. TopologyError names ``file`` and the key or line that is wrong."""
+    raw = _document(text.encode() if isinstance(text, str) else text, file)
     try:
         read = msgspec.convert(raw, _Topology)
     except msgspec.ValidationError as wrong:
         what, _, key = str(wrong).partition(" - at `$")
         raise _fault(file, key.strip("`.") or "the file", what) from wrong
     return _Reader(file).topology(read)
+
+
+def _document(data: bytes, file: str) -> object:
+    """The one YAML document of a file, as plain values."""
+    pieces = pieces_of(data)
+    if len(pieces) != 1:
+        raise _fault(file, "the file", f"holds {len(pieces)} documents, a topology is one")
+    piece = pieces[0]
+    wrong = encoding_fault(piece)
+    try:
+        value = None if wrong else yaml_reader.parse(piece.data)
+    except yaml.YAMLError as fault:
+        line, why = yaml_reader.where_and_why(fault)
+        wrong = piece.line + max(line, 0), f"{why}; correct the YAML"
+    if wrong:
+        raise TopologyError(wrong[1], where=f"{file}:{wrong[0]}")
+    return value
 
 
 def _fault(file: str, key: str, what: str) -> TopologyError:
@@ -134,6 +146,9 @@ class _Reader:
         self._check(len(raw.nodes) <= MAX_NODES, "nodes", f"at most {MAX_NODES} nodes")
         self._check(len(raw.clients) <= MAX_CLIENTS, "clients", f"at most {MAX_CLIENTS} clients")
         self._check(bool(raw.families), "families", "name IPv4, IPv6 or both")
+        for at, obj in enumerate(raw.objects):
+            named = isinstance(obj.get("kind"), str)
+            self._check(named, f"objects[{at}]", "is no Kubernetes object: it has no kind")
         for name in raw.families:
             self._check(name in _FAMILIES, "families", f"{name!r} is neither IPv4 nor IPv6")
         made = Topology(
@@ -171,7 +186,8 @@ class _Reader:
 
     def _workload(self, raw: _Workload, key: str) -> Workload:
         labels = {"app": raw.name} if raw.labels is None else raw.labels
-        self._check(raw.replicas >= 0, f"{key}.replicas", "a number of pods, 0 or more")
+        most = MAX_NODES * MAX_PODS_PER_NODE
+        self._check(0 <= raw.replicas <= most, f"{key}.replicas", f"0 to {most} pods")
         for at, port in enumerate(raw.ports):
             self._check(0 < port.port < 65536, f"{key}.ports[{at}].port", "1 to 65535")
             answers = port.protocol in (Protocol.TCP, Protocol.UDP)
@@ -216,7 +232,7 @@ class _Reader:
 
     def _quantity(self, given: float | str, units: dict[str, float], key: str) -> float:
         if not isinstance(given, str):
-            self._check(given >= 0, key, "not below 0")
+            self._check(0 <= given < math.inf, key, "a number, not below 0")
             return float(given)
         match = _QUANTITY.fullmatch(given.lower())
         if match is None or match[2] not in units:

@@ -45,8 +45,7 @@ from kproxy.lab.network import (
     Route,
     RouteKind,
 )
-from kproxy.lab.topology import LinkSpec, Topology, Workload
-from kproxy.lab.topology_file import MAX_PODS_PER_NODE, UNDERLAY
+from kproxy.lab.topology import MAX_PODS_PER_NODE, UNDERLAY, LinkSpec, Topology, Workload
 
 SERVICE_CIDRS = {Family.IPV4: "10.96.0.0/16", Family.IPV6: "fd00:10:96::/112"}
 

@@ -18,8 +18,7 @@ from kproxy.lab.controllers.checks import check_meta, check_text_map
 from kproxy.lab.controllers.cluster import HOSTNAME_LABEL
 from kproxy.lab.controllers.faults import Faults
 from kproxy.lab.state import LabState, Pod
-from kproxy.lab.topology import Port, Workload
-from kproxy.lab.topology_file import NAME
+from kproxy.lab.topology import NAME, Port, Workload
 
 KIND = "Deployment"
 

@@ -150,7 +150,9 @@ class Merge:
         claims = self._claims.get(ref, {})
         files = sorted(claims, key=self._order.__getitem__)
         if len(files) > 1:
-            self._shadowed[ref] = [_second(ref, file, files[0]) for file in files[1:]]
+            self._shadowed[ref] = [
+                _second(ref, file, claims[file].line, files[0]) for file in files[1:]
+            ]
         else:
             self._shadowed.pop(ref, None)
         before = self._winners.pop(ref, None)
@@ -233,15 +235,17 @@ def _twice(item: Item, file: str) -> Refusal:
     return Refusal(
         message="is there twice in this file, the first one counts; remove one of them",
         file=file,
+        line=item.line,
         kind=item.ref.kind,
         key=str(item.ref.key),
     )
 
 
-def _second(ref: Ref, file: str, winner: str) -> Refusal:
+def _second(ref: Ref, file: str, line: int, winner: str) -> Refusal:
     return Refusal(
         message=f"is in {winner} as well, that one counts; remove one of them",
         file=file,
+        line=line,
         kind=ref.kind,
         key=str(ref.key),
     )

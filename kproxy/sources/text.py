@@ -38,6 +38,12 @@ class Piece(NamedTuple):
     line: int
     data: bytes
 
+    @property
+    def first_line(self) -> int:
+        """The line of its first word, after separator, comments and blank lines."""
+        empty = _EMPTY.match(self.data)
+        return self.line + (self.data.count(b"\n", 0, empty.end()) if empty else 0)
+
 
 class Contents(Value, frozen=True):
     """All that a file holds. ``broken``: some of it could not be told apart as an object, so any
@@ -147,8 +153,12 @@ def _value_length(view: memoryview) -> int:
 
 def read_text(data: bytes, file: str) -> Contents:
     """Reads a whole file. ``file`` names it in every Refusal and Notice."""
-    pieces = Splitter().close(data.removeprefix(_BOM))
-    return join(read_piece(piece, file) for piece in pieces)
+    return join(read_piece(piece, file) for piece in pieces_of(data))
+
+
+def pieces_of(data: bytes) -> list[Piece]:
+    """The documents of a whole file."""
+    return Splitter().close(data.removeprefix(_BOM))
 
 
 def join(documents: Iterator[Document]) -> Contents:
@@ -164,24 +174,36 @@ def join(documents: Iterator[Document]) -> Contents:
     return Contents(tuple(items), tuple(skipped.values()))
 
 
-def read_piece(piece: Piece, file: str) -> Document:
-    """Reads one document; a fault of syntax becomes an item that nobody can name."""
+def encoding_fault(piece: Piece) -> tuple[int, str] | None:
+    """Line and message of the first byte that is no UTF-8; None when all are."""
     try:
         piece.data.decode()
     except UnicodeDecodeError as fault:
         line = piece.line + piece.data[: fault.start].count(b"\n")
-        what = f"byte 0x{piece.data[fault.start]:02x} is no UTF-8; save the file as UTF-8"
-        return _unreadable(file, line, what)
+        return line, f"byte 0x{piece.data[fault.start]:02x} is no UTF-8; save the file as UTF-8"
+    return None
+
+
+def read_piece(piece: Piece, file: str) -> Document:
+    """Reads one document; a fault of syntax becomes an item that nobody can name."""
+    fault = encoding_fault(piece)
+    if fault:
+        return _unreadable(file, *fault)
     if piece.data.lstrip()[:1] in (b"{", b"["):
         try:
             return _read_json(piece, file)
-        except msgspec.DecodeError as fault:
+        except RecursionError:
+            # msgspec's own bound, far beyond any object; the YAML reader's is lower.
+            return _unreadable(
+                file, piece.first_line, "is nested too deeply; no Kubernetes object is"
+            )
+        except msgspec.DecodeError as wrong:
             if file.endswith(".json"):
-                return _unreadable(file, _json_line(piece, fault), f"{fault}; correct the JSON")
+                return _unreadable(file, _json_line(piece, wrong), f"{wrong}; correct the JSON")
     try:
         document = decode_value(parse(piece.data), file=file)
-    except yaml.YAMLError as fault:
-        line, why = where_and_why(fault)
+    except yaml.YAMLError as wrong:
+        line, why = where_and_why(wrong)
         return _unreadable(file, piece.line + max(line, 0), f"{why}; correct the YAML")
     return _with_lines(document, piece)
 
@@ -207,7 +229,11 @@ def _json_line(piece: Piece, fault: msgspec.DecodeError) -> int:
 
 
 def _with_lines(document: Document, piece: Piece) -> Document:
-    """Lines are looked for only when there is something to refuse: it is one more pass."""
+    """Every item knows its document's line. Lines of fields are looked for only when there is
+    something to refuse: it is one more pass."""
+    begins = piece.first_line
+    items = tuple(msgspec.structs.replace(item, line=begins) for item in document.items)
+    document = Document(items, document.notices)
     if not document.refusals:
         return document
     is_json = piece.data.lstrip()[:1] in (b"{", b"[")

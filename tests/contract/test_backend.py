@@ -185,9 +185,9 @@ def test_foreign_damage_is_repaired(
     in_force(syncer)
 
 
-def test_a_refused_sync_changes_nothing_and_the_next_recovers(backend: IptablesBackend) -> None:
-    """A foreign rule holds a chain that has to go: the whole change is refused, the kernel is as
-    before; the next sync reads it, leaves that chain empty, and does all the rest."""
+def test_a_refused_change_is_made_anew_from_what_is_there(backend: IptablesBackend) -> None:
+    """A foreign rule holds a chain that has to go: the change is refused, the kernel is as before;
+    it is read, that chain is left empty, and all the rest is done, in the same sync."""
     syncer = Syncer(backend)
     now = some(backend.family)
     syncer.sync(now)
@@ -197,12 +197,14 @@ def test_a_refused_sync_changes_nothing_and_the_next_recovers(backend: IptablesB
         if chain.startswith(chains.CLUSTER)
     )
     run(backend, Table.NAT, ":FOREIGN - [0:0]", f"-A FOREIGN -j {chain}")
-    before = parse(backend.door.save())
     after = successor(now, removed=(_named(now, "svc0"),))
+    refused = backend.diff(backend.render(after, syncer.desired), backend.settled(syncer.desired))
+    before = parse(backend.door.save())
     with pytest.raises(KernelError):
-        syncer.sync(after)
+        backend.apply(refused)
     assert parse(backend.door.save()) == before
-    assert syncer.sync(after).full
+    applied = syncer.sync(after)
+    assert (applied.full, applied.refused) == (True, ())
     kept = dict(backend.read().tables[Table.NAT])
     assert kept.pop(chain) == ""
     assert kept == backend.settled(syncer.desired).tables[Table.NAT]

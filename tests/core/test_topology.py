@@ -8,7 +8,7 @@ import pytest
 
 from kproxy.core.objects import TrafficPolicy
 from kproxy.core.snapshot import Endpoint
-from kproxy.core.topology import STANDING, USES, Standing, categorize
+from kproxy.core.topology import STANDING, USES, Standing, categorize, spare
 
 CLUSTER, LOCAL = TrafficPolicy.CLUSTER, TrafficPolicy.LOCAL
 
@@ -188,6 +188,29 @@ def test_all_is_shared_where_one_set_covers_the_other():
     assert plain.cluster is plain.all is endpoints
     both = categorize(endpoints, internal=CLUSTER, external=LOCAL, entry=True, **asked)
     assert both.all is both.cluster
+
+
+@pytest.mark.parametrize(
+    ("texts", "asked", "spared"),
+    [
+        (["1", "2 l"], {}, []),
+        (["1", "2 d", "3 u", "4 g", "5 o"], {}, ["2", "5"]),
+        (["1 d", "2 d"], {}, []),
+        (["1 l", "2"], ITP, ["2"]),
+        (["1 l", "2"], ETP, []),
+        (["1 A", "2 B"], ZONE, ["2"]),
+        (["1 1", "2 2"], {}, ["2"]),
+        (["1 u", "2 g"], {}, []),
+    ],
+)
+def test_spared(texts, asked, spared):
+    """Who serves on without being chosen: flows that exist may go on."""
+    endpoints = tuple(endpoint(text) for text in texts)
+    asked = {"internal": CLUSTER, "external": CLUSTER, "entry": False, "node": "node1", **asked}
+    sets = categorize(endpoints, **{"zone": "", **asked})
+    with_spared = spare(sets, endpoints)
+    assert numbers(with_spared.spared) == spared
+    assert spared or with_spared is sets
 
 
 def test_tables_are_whole():

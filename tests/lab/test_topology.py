@@ -10,8 +10,8 @@ from kproxy.core.objects import Family, Protocol
 from kproxy.errors import SourceError, TopologyError
 from kproxy.lab import catalogue
 from kproxy.lab.network import Shape
-from kproxy.lab.topology import Port
-from kproxy.lab.topology_file import MAX_NODES, parse
+from kproxy.lab.topology import MAX_NODES, Port
+from kproxy.lab.topology_file import parse
 
 ONE_NODE = "name: t\nnodes: [{name: n1}]\n"
 

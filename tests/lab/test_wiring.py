@@ -12,8 +12,8 @@ from kproxy.errors import LabError
 from kproxy.lab import catalogue, wiring
 from kproxy.lab.model import LabState, Pod
 from kproxy.lab.network import MAX_INTERFACE_NAME, Network, RouteKind, Shape
-from kproxy.lab.topology import LinkSpec, Topology, Workload
-from kproxy.lab.topology_file import MAX_PODS_PER_NODE, parse
+from kproxy.lab.topology import MAX_PODS_PER_NODE, LinkSpec, Topology, Workload
+from kproxy.lab.topology_file import parse
 
 
 def lab_of(topology: Topology) -> LabState:

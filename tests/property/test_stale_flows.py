@@ -117,15 +117,28 @@ def slices(family):
     )
 
 
-@st.composite
-def flows(draw, family):
-    place = st.tuples(st.sampled_from(PLACES[family]), st.sampled_from((8080, 8081)))
-    return Spoken(
-        draw(st.sampled_from(CLIENTS[family])),
-        draw(st.sampled_from(DESTINATIONS[family])),
-        draw(st.sampled_from(PORTS + NODE_PORTS)),
-        draw(st.one_of(st.none(), place)),
-        draw(st.booleans()),
+def flows(history):
+    """Flows of which most enter some plan, and most of these have an endpoint of some plan."""
+    family = history[0].family
+    udp = [
+        plan
+        for snapshot in history
+        for plan in snapshot.ports.values()
+        if plan.protocol is Protocol.UDP
+    ]
+    ways = [(ip, port) for ip in DESTINATIONS[family] for port in PORTS + NODE_PORTS]
+    places: list[tuple[str, int] | None] = [None, (PLACES[family][0], 8080)]
+    for plan in udp:
+        addresses = (plan.cluster_ip, *plan.external_ips, *plan.load_balancer_ips)
+        ways += [(ip, plan.port) for ip in addresses if ip] * 8
+        ways += [(ip, plan.node_port) for ip in HOST[family] if plan.node_port] * 4
+        places += [(one.ip, one.port) for one in (*plan.endpoints.all, *plan.endpoints.spared)]
+    return st.builds(
+        lambda source, way, place, masked: Spoken(source, *way, place, masked),
+        st.sampled_from(CLIENTS[family]),
+        st.sampled_from(ways),
+        st.sampled_from(places),
+        st.booleans(),
     )
 
 
@@ -222,7 +235,7 @@ def stale(history: list[Snapshot], flow: Spoken) -> bool:
     return flow.masked == (plan.external_policy is LOCAL)
 
 
-@budget(max_examples=300, deadline=None)
+@budget(max_examples=400, deadline=None)
 @given(st.data(), st.sampled_from(Family))
 def test_judgement_equals_the_model(data, family):
     """Any history of plans, any flow: the packed judgement is the obvious one."""
@@ -241,7 +254,7 @@ def test_judgement_equals_the_model(data, family):
         judge.plan(history[-1], HOST[Family.IPV4] + HOST[Family.IPV6])
         if step == 0:
             judge.cleaned()
-    spoken = data.draw(st.lists(flows(family), min_size=20, max_size=40))
+    spoken = data.draw(st.lists(flows(history), min_size=20, max_size=40))
     packed_flows = [flow.packed(family) for flow in spoken]
     expected = {at for at, flow in enumerate(spoken) if stale(history, flow)}
     found = judge.judge(packed_flows)

@@ -128,9 +128,20 @@ class IptablesBackend:
             _clean(door, self.family, variant)
 
 
-def _clean(door: Door, family: Family, variant: Variant) -> None:
+def sweep(family: Family, variant: Variant) -> bool:
+    """Take away the rules, not the sysctls, of an earlier proxy in a variant that is not ours;
+    whether there were any."""
+    if command.find(tool(family, variant, "save")) is None:
+        return False
+    return _clean(ToolDoor(family, variant), family, variant)
+
+
+def _clean(door: Door, family: Family, variant: Variant) -> bool:
+    found = False
     for call in cleanup_calls(parse(door.save()), family, variant):
         door.restore(_chunks(call))
+        found = True
+    return found
 
 
 class _Counter:

@@ -16,7 +16,7 @@ from kproxy.core.stale_flows import Former
 #: As the save tool prints them, ours and kube-proxy's alike.
 _VIP = re.compile(r"-d ([0-9a-f.:]+)/(?:32|128) -p udp .*-m udp --dport (\d+) -j KUBE-").search
 _NODE_PORT = re.compile(r" -p udp .*-m udp --dport (\d+) -j KUBE-").search
-_ENDPOINT = re.compile(r" -p udp .*--to-destination \[?([0-9a-f.:]+?)\]?:(\d+)").search
+_ENDPOINT = re.compile(r" -p udp .*--to-destination \[?([0-9a-f.:]+?)\]?:(\d+)(?: |$)").search
 
 
 def former(held: Held) -> Former:

@@ -61,9 +61,8 @@ class LegacyWatch:
         return noticed
 
     def resume(self, transactions: int | None) -> str:
-        # Before the first good sync our tables need not be there, and looking would make them.
-        if transactions is not None or self._known is not None:
-            self._known = self._sizes()
+        # Not before we have written: looking at a table makes it.
+        self._known = self._sizes()
         self._paused = False
         return ""
 

@@ -23,7 +23,8 @@ class Item(Value, frozen=True):
     ``ref`` names it as it is written (kind ``Endpoints`` too); None when it could not be told what
     it is. ``objects`` is empty when it is condemned or none of a proxy's business, one value as a
     rule, several for Endpoints. ``refused``: condemned, so that a last good version may stand.
-    ``path`` is its place in the document (``items[3]``, "" for the document itself).
+    ``path`` is its place in the document (``items[3]``, "" for the document itself), ``line`` the
+    line of its file on which that document begins (0 unknown).
     """
 
     ref: Ref | None
@@ -31,6 +32,7 @@ class Item(Value, frozen=True):
     refusals: tuple[Refusal, ...] = ()
     refused: bool = False
     path: str = ""
+    line: int = 0
 
     @property
     def mirrored(self) -> bool:

@@ -116,10 +116,14 @@ class SetsExpected(Strict, frozen=True):
 
 
 class Action(Strict, frozen=True):
-    """One entry of ``do``: exactly one of ``proxy``, ``exec``, ``fault``, ``wait_for``."""
+    """One entry of ``do``: exactly one of ``proxy``, ``exec``, ``fault``, ``wait_for``.
+
+    ``stdin`` is what an ``exec`` reads, such as the ruleset of a firewall that reloads.
+    """
 
     proxy: str = ""
     exec: tuple[str, ...] = ()
+    stdin: str = ""
     place: str = msgspec.field(default="node", name="in")
     fault: str = ""
     kind: str = ""
@@ -286,6 +290,8 @@ def _action_faults(action: Action, place: str) -> Iterator[str]:
     ):
         if value and value not in known:
             yield f"{place}.{key}: {value!r} is none of {', '.join(known)}"
+    if action.stdin and not action.exec:
+        yield f"{place}: stdin is for an exec to read"
     if action.fault and not action.kind:
         yield f"{place}: a fault needs a kind: {', '.join(FAULT_KINDS)}"
 

@@ -161,7 +161,13 @@ class Stage:
         elif action.exec:
             host = NODE if action.place == NODE else self._home_of(action.place)
             argv = in_variant(action.exec, self.choice.variant if self.choice else "")
-            run(argv, namespace=self.fd(host), env=self.environment, timeout=30)
+            run(
+                argv,
+                stdin=action.stdin.encode() or None,
+                namespace=self.fd(host),
+                env=self.environment,
+                timeout=30,
+            )
         elif action.fault:
             self._fault(action.fault, action.kind)
         elif self.proxy is not None and self.proxy.running:

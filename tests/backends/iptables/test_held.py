@@ -183,11 +183,11 @@ def test_a_refused_call_of_many_leaves_services_whole() -> None:
         nonlocal left
         left -= 1
         if left == 0:
-            door.failures.append("no memory")
+            door.failures.append("Cannot allocate memory")
         restore(chunks)  # type: ignore[arg-type]
 
     door.restore = failing  # type: ignore[method-assign]
-    with pytest.raises(ApplyError, match="no memory"):
+    with pytest.raises(ApplyError, match="Cannot allocate memory"):
         syncer.sync(snapshot(*plans))
     assert chains.SERVICES not in door.tables["nat"]
     syncer.sync(snapshot(*plans))
@@ -224,9 +224,7 @@ def test_a_foreign_rule_keeps_a_stale_chain() -> None:
     )
     door.run(":MINE - [0:0]", f"-A MINE -j {chain}", table="nat")
     after = successor(before, removed=(min(before.ports),))
-    with pytest.raises(ApplyError, match="in use"):
-        syncer.sync(after)
-    syncer.sync(after)
+    assert syncer.sync(after).full
     assert door.tables["nat"][chain] == []
     syncer.forget()
     done = len(door.texts)
@@ -252,7 +250,7 @@ def test_route_localnet_follows_the_guard() -> None:
     backend, door, syncer = made()
     syncer.sync(snapshot(port(), settings_=settings(V4, node_port_targets=NO_LOCALHOST)))
     assert door.sysctls[ROUTE_LOCALNET] == "0"
-    door.failures = ["refused"]
+    door.failures = ["Permission denied"]
     with pytest.raises(ApplyError):
         syncer.sync(snapshot(port(), generation=2))
     assert door.sysctls[ROUTE_LOCALNET] == "0"
@@ -279,7 +277,7 @@ def test_ipv6_needs_no_sysctl() -> None:
 def test_a_refusal_names_the_line() -> None:
     """The error gives the tool's words and the line that they speak of."""
     _, door, syncer = made()
-    door.failures = ["line 1 failed"]
+    door.failures = ["line 1 failed"] * 3
     with pytest.raises(ApplyError, match=r"line 1 failed: \*nat; see what this kernel lacks"):
         syncer.sync(snapshot(port()))
 

@@ -53,6 +53,12 @@ BROKEN = [
     ("{name: a, updates: [{do: [{fault: 10.0.0.1}]}]}", "a fault needs a kind"),
     ("{name: a, updates: [{do: [{fault: 10.0.0.1, kind: slow}]}]}", "kind: 'slow'"),
     ("{name: a, updates: [{do: [{wait_for: godot}]}]}", "wait_for: 'godot'"),
+    ("{name: a, updates: [{do: [{proxy: stop, stdin: x}]}]}", "stdin is for an exec"),
+    (f"{{name: a, flows: [{{{FLOW}, flags: SX, expect: {{verdict: DROP}}}}]}}", "flags: 'SX'"),
+    (
+        f"{{name: a, flows: [{{{FLOW}, proto: UDP, flags: S, expect: {{verdict: DROP}}}}]}}",
+        "flags: 'S'",
+    ),
     ("{name: a, updates: [{config: {}}]}", "`config`"),
 ]
 

@@ -1,0 +1,92 @@
+"""Other programs in our network namespace: what they change, and what earlier proxies left.
+
+A change of our rules is noticed within half a second; what serves in another mode or variant is
+swept away when our own rules stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kproxy import logs
+from kproxy.backends import registry
+from kproxy.backends.base import Watch
+from kproxy.core.objects import Family
+from kproxy.errors import KernelError, KproxyError
+
+_log = logs.get("others")
+
+
+class Others:
+    """For the families that are served, in the namespace of the thread that makes it.
+
+    ``noticed`` is what others did during the last sync, "" for nothing.
+    """
+
+    def __init__(self, choice: registry.Choice, families: Sequence[Family]) -> None:
+        self.noticed = ""
+        self._choice = choice
+        self._families = families
+        self._swept = False
+        self._trouble = ""
+        self._watch: Watch | None = None
+        try:
+            self._watch = registry.watch(choice, families)
+        except (KernelError, OSError) as failed:
+            self._blind(failed)
+
+    def fileno(self) -> int | None:
+        """Readable when it is time to :meth:`look`; None when there is nothing to wait for."""
+        return None if self._watch is None else self._watch.fileno()
+
+    def look(self) -> str:
+        """What others changed of ours, in words; "" for nothing."""
+        try:
+            return "" if self._watch is None else self._watch.look()
+        except KernelError as failed:
+            self._blind(failed)
+            return ""
+
+    def before_sync(self) -> bool:
+        """Whether the kernel is not what we believe."""
+        try:
+            return self._watch is not None and bool(self._watch.pause())
+        except KernelError as failed:
+            self._blind(failed)
+            return True
+
+    def after_sync(self, transactions: Sequence[int | None], *, ok: bool) -> None:
+        """``transactions`` of each family, None where that is not known."""
+        counts = [count for count in transactions if count is not None]
+        known = ok and len(counts) == len(transactions)
+        try:
+            watch = self._watch
+            self.noticed = "" if watch is None else watch.resume(sum(counts) if known else None)
+        except KernelError as failed:
+            self._blind(failed)
+        if ok and not self._swept:
+            self._sweep()
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _sweep(self) -> None:
+        """Until it has worked once: a lock that is held now is not held for ever."""
+        try:
+            for choice in registry.sweep(self._choice, self._families):
+                _log.info("removed what was left of another mode", mode=choice)
+            self._swept = True
+        except KproxyError as failed:
+            self._tell("cannot remove what another mode left", failed)
+
+    def _blind(self, why: Exception) -> None:
+        """Not closed: somebody waits for its descriptor, and it may see again."""
+        self.noticed = ""
+        self._tell("cannot watch for changes by others", why)
+
+    def _tell(self, what: str, why: Exception) -> None:
+        if str(why) != self._trouble:
+            _log.warning(what, why=why)
+        self._trouble = str(why)

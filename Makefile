@@ -8,7 +8,7 @@ SHELL := /bin/bash
 SCRIPTS := netns-lab/up netns-lab/setup.sh tests/run .ci/run
 WITH_SETUP := source netns-lab/setup.sh
 
-.PHONY: help setup test test-kernel release debug bench clean \
+.PHONY: help setup test test-kernel semantics release debug bench clean \
     verify verify-style verify-types verify-layers verify-cython verify-scripts
 
 help: ## list the targets
@@ -40,6 +40,11 @@ verify-cython:
 
 verify-scripts:
 	shellcheck --external-sources $(SCRIPTS)
+
+semantics: ## docs/semantics.md from the scenarios' results (root)
+	@$(WITH_SETUP); kp_need_root "make semantics"; mkdir -p build; \
+	kproxy scenario run netns-lab/scenarios --mode all -o json --no-explain > build/semantics.json || true; \
+	kproxy scenario semantics build/semantics.json > docs/semantics.md
 
 release: ## build the extension beside its source, if it changed
 	@$(WITH_SETUP); mkdir -p "$$KP_BUILD"; kp_extension release

@@ -77,18 +77,18 @@ def snapshot(services: int, endpoints: int, family: Family = Family.IPV4) -> Sna
     )
 
 
-def changed(before: Snapshot, new: PortPlan) -> Snapshot:
-    """The Snapshot after ``before`` in which one service port has a new plan."""
-    old = before.ports.get(new.name)
-    gone = len(old.endpoints.all) if old is not None else 0
+def changed(before: Snapshot, *new: PortPlan) -> Snapshot:
+    """The Snapshot after ``before`` in which some service ports have new plans."""
+    gone = sum(len(before.ports[plan.name].endpoints.all) for plan in new)
+    come = sum(len(plan.endpoints.all) for plan in new)
     return Snapshot(
         family=before.family,
         settings=before.settings,
-        ports={**before.ports, new.name: new},
+        ports={**before.ports, **{plan.name: plan for plan in new}},
         generation=before.generation + 1,
         base=before.generation,
-        changed=frozenset({new.name}),
-        endpoint_count=before.endpoint_count - gone + len(new.endpoints.all),
+        changed=frozenset(plan.name for plan in new),
+        endpoint_count=before.endpoint_count - gone + come,
     )
 
 

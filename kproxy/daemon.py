@@ -14,17 +14,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
-
-import msgspec
 
 from kproxy import config_check, config_watch, logs, node_setup
 from kproxy.backends import registry
 from kproxy.config import Config
 from kproxy.config_watch import ConfigFile
-from kproxy.core.events import Delta, ref_of
+from kproxy.core.events import Delta
 from kproxy.core.objects import Node
 from kproxy.core.snapshot import Snapshot
 from kproxy.core.tracker import Counts
@@ -32,13 +30,16 @@ from kproxy.durations import format_duration
 from kproxy.errors import KproxyError, MachineError
 from kproxy.health.monitor import Monitor
 from kproxy.health.server import Servers
+from kproxy.inbox import Inbox
 from kproxy.kernel import capabilities
 from kproxy.kernel.addresses import AddressNotices
 from kproxy.look import Look, LookingSource
+from kproxy.mender import Mender
 from kproxy.proxy import NodeProxy
-from kproxy.repairs import Repairs
-from kproxy.status import DEFAULT_STATE_DIR, FileStatus, Notifier, StateDir, Status
+from kproxy.report import Report
+from kproxy.status import DEFAULT_STATE_DIR, Notifier, StateDir, Status
 from kproxy.sync import Schedule
+from kproxy.tasks import beside, ended
 
 _log = logs.get("daemon")
 
@@ -105,64 +106,61 @@ class Daemon:
         self._config = config
         self._config_file = config_file
         self._patience = patience
-        self._state = state
-        self._notifier = notifier
+        self._node = node_name(config)
         self._source = LookingSource(filenames, self._looked)
-        self._proxy = NodeProxy(config, node_name(config), choice)
+        self._proxy = NodeProxy(config, self._node, choice)
         periods = config.periods
         self._schedule = Schedule(periods.min_sync_period, periods.sync_period)
-        self._repairs = Repairs()
-        self._others: int | None = None
+        self._mender: Mender | None = None
         self._monitor = Monitor(periods.sync_period, counting=bool(config.metrics_bind_address))
         self._servers = Servers(config, self._monitor, self)
         self._tried = asyncio.Event()
-        self._pending: list[Delta] = []
-        self._look = Look()
+        self._inbox = Inbox()
         self._wake = asyncio.Event()
         self._stopping = False
         self._exit_status = 0
-        self._moved = False
         self._flows_retry: asyncio.TimerHandle | None = None
-        self._told: tuple[str, ...] = ()
-        self._status = Status(
+        status = Status(
             pid=os.getpid(),
-            node=node_name(config),
+            node=self._node,
             mode=self._proxy.choice.mode,
             variant=self._proxy.choice.variant,
             started_at=time.time(),
         )
+        self._report = Report(state, notifier, status)
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT; the exit status. KproxyError when it cannot start."""
         self._loop = asyncio.get_running_loop()
         self._listen_for_signals()
         self._servers.bind()
-        servers = _beside(self._servers.run(self._tried), "the health and metrics servers")
+        servers = beside(self._servers.run(self._tried), "the health and metrics servers")
         _prepare(self._config)
         notices = AddressNotices()
         try:
             first = await asyncio.to_thread(self._source.load)
-            self._pending.clear()  # the first look has told of itself too
+            self._inbox.take_deltas()  # the first look has told of itself too
             await asyncio.to_thread(self._proxy.begin, first)
             self._monitor.serves(self._proxy.served)
             self._note_node(first)
             _log.info(
                 "started",
-                node=self._status.node,
-                mode=self._status.mode,
-                variant=self._status.variant,
+                node=self._node,
+                mode=self._proxy.choice.mode,
+                variant=self._proxy.choice.variant,
                 **self._proxy.objects,
             )
             self._ask(full=True)
             asyncio.get_running_loop().add_reader(notices.fileno(), self._addresses_moved, notices)
-            self._watch_others()
+            self._mender = Mender(self._proxy.others, self._schedule, self._wake.set)
             await self._serve()
-            self._notifier.send(STOPPING="1")
+            self._report.stopping()
         finally:
             asyncio.get_running_loop().remove_reader(notices.fileno())
             notices.close()
-            self._unwatch_others()
-            await _ended(servers)
+            if self._mender is not None:
+                self._mender.close()
+            await ended(servers)
             self._servers.close()
             self._proxy.close()
         _log.info("stopped; the rules stay in place", undo="kproxy cleanup")
@@ -171,7 +169,7 @@ class Daemon:
     async def _serve(self) -> None:
         watch = asyncio.create_task(self._watch())
         watch.add_done_callback(lambda _: self._wake.set())
-        config = _beside(self._watch_config(), "the watch of the configuration file")
+        config = beside(self._watch_config(), "the watch of the configuration file")
         try:
             await self._await_pod_ranges()
             while not self._stopping:
@@ -179,8 +177,8 @@ class Daemon:
                     watch.result()  # raises what ended it; a source may also simply have no more
                 await self._sync_or_wait()
         finally:
-            await _ended(config)
-            await _ended(watch)
+            await ended(config)
+            await ended(watch)
 
     async def _watch_config(self) -> None:
         if self._config_file is None:
@@ -202,19 +200,18 @@ class Daemon:
         try:
             async with asyncio.timeout(self._patience):
                 while not self._stopping and not self._has_pod_ranges():
-                    _log.info("waiting for spec.podCIDRs", node=self._status.node)
+                    _log.info("waiting for spec.podCIDRs", node=self._node)
                     self._wake.clear()
                     await self._wake.wait()
         except TimeoutError:
             raise KproxyError(
                 f"no spec.podCIDRs after {format_duration(self._patience)}",
-                where=f"Node {self._status.node}",
+                where=f"Node {self._node}",
                 hint="give it some, or choose another --detect-local-mode",
             ) from None
 
     def _has_pod_ranges(self) -> bool:
-        deltas, self._pending = self._pending, []
-        for delta in deltas:
+        for delta in self._inbox.take_deltas():
             self._proxy.take_in(delta)
         node = self._proxy.node
         return node is not None and bool(node.pod_cidrs)
@@ -233,7 +230,7 @@ class Daemon:
 
     async def _watch(self) -> None:
         async for _ in self._source.watch():
-            pass  # every look has told of itself already, see _Source
+            pass  # every look has told of itself already, see LookingSource
 
     def _looked(self, look: Look) -> None:
         """Called by the source in its thread; the loop's thread takes it in, in order."""
@@ -241,57 +238,31 @@ class Daemon:
             self._loop.call_soon_threadsafe(self._take, look)
 
     def _take(self, look: Look) -> None:
-        if look.delta:
-            self._pending.append(look.delta)
-            self._note_node(look.delta)
-        elif msgspec.structs.replace(look, delta=self._look.delta) == self._look:
+        notices = self._inbox.put(look)
+        if notices is None:
             return
-        for line in look.notices:
-            if line not in self._look.notices:
-                _log.info("skipped", what=line)
-        self._look = look
+        self._note_node(look.delta)
+        for line in notices:
+            _log.info("skipped", what=line)
         self._ask()
 
     def _note_node(self, delta: Delta) -> None:
         """Whether balancers may use this node is told at once, not when a sync succeeds."""
         for obj in delta.upserted:
-            if isinstance(obj, Node) and obj.name == self._status.node:
+            if isinstance(obj, Node) and obj.name == self._node:
                 self._monitor.eligible = obj.eligible
 
     def _ask(self, *, full: bool = False) -> None:
         """Ask for a sync; nothing is written before everything has been listed once."""
-        if self._look.known:
+        if self._inbox.known:
             self._schedule.request(full=full)
             self._monitor.asked()
             self._wake.set()
 
     def _addresses_moved(self, notices: AddressNotices) -> None:
         notices.drain()
-        self._moved = True
+        self._inbox.addresses_moved()
         self._ask()
-
-    def _watch_others(self) -> None:
-        self._others = self._proxy.others.fileno()
-        if self._others is not None:
-            self._loop.add_reader(self._others, self._others_moved)
-
-    def _unwatch_others(self) -> None:
-        if self._others is not None:
-            self._loop.remove_reader(self._others)
-
-    def _others_moved(self) -> None:
-        if what := self._proxy.others.look():
-            self._mend(what)
-
-    def _mend(self, what: str) -> None:
-        """Set right what others changed: at once, or later when they do it again and again."""
-        now = time.monotonic()
-        pending = self._repairs.pending
-        due = self._repairs.noticed(now)
-        if not pending:
-            _log.warning("rules were changed by others", what=what, mended_in=max(0.0, due - now))
-        self._schedule.mend(due)
-        self._wake.set()
 
     async def _sync_or_wait(self) -> None:
         """One sync if it is due, else sleep until it is or something happens."""
@@ -307,18 +278,16 @@ class Daemon:
     async def _sync(self) -> None:
         """One sync in a worker thread. What arrives meanwhile waits for the next one."""
         run = self._schedule.start(time.monotonic())
-        deltas, self._pending = self._pending, []
-        moved, self._moved = self._moved, False
-        files, refusals = self._look.files, self._look.refusals
+        batch = self._inbox.take()
         begun = time.monotonic()
         self._monitor.began()
-        ok = await asyncio.to_thread(self._proxy.sync, deltas, full=run.full, moved=moved)
-        ended = time.monotonic()
-        self._schedule.finish(ended, ok=ok)
-        if ok and all(record.full for record in self._proxy.records):
-            self._repairs.mended(ended)
-        if what := self._proxy.others.noticed:
-            self._mend(what)
+        ok = await asyncio.to_thread(
+            self._proxy.sync, batch.deltas, full=run.full, moved=batch.moved
+        )
+        over = time.monotonic()
+        self._schedule.finish(over, ok=ok)
+        if self._mender is not None:
+            self._mender.synced(over, full=ok and all(one.full for one in self._proxy.records))
         self._monitor.ended(self._proxy.records)
         for record in self._proxy.records:
             if record.cleaned is not None:
@@ -331,46 +300,10 @@ class Daemon:
             self._flows_retry = self._loop.call_later(delay, self._ask)
         if not ok:
             _log.info("trying again", seconds=self._schedule.retry_delay)
-        self._tell_refusals((*refusals, *self._proxy.refusals))
-        self._publish(ok, files)
+        self._report.refusals((*batch.refusals, *self._proxy.refusals))
+        self._report.publish(self._proxy, batch.files, ok=ok)
         self._tried.set()
-        _log.detail("sync ended", ok=ok, seconds=ended - begun, deltas=len(deltas))
-
-    def _tell_refusals(self, refusals: Iterable[str]) -> None:
-        """Log what is newly left out, and what is no longer: each once."""
-        current = dict.fromkeys(refusals)
-        for line in current:
-            if line not in self._told:
-                _log.warning("left out", what=line)
-        for line in self._told:
-            if line not in current:
-                _log.info("no longer left out", what=line)
-        self._told = tuple(current)
-
-    def _publish(self, ok: bool, files: dict[str, FileStatus]) -> None:
-        """Write the status, then say so: who is told finds the new file."""
-        before, proxy = self._status, self._proxy
-        self._status = msgspec.structs.replace(
-            before,
-            ready=proxy.ready,
-            families=proxy.statuses,
-            objects=proxy.objects,
-            refusals=self._told,
-            files=files if ok else before.files,
-            syncs=before.syncs + 1,
-            failures=before.failures + (not ok),
-            last_error="" if ok else proxy.error,
-        )
-        self._state.write(self._status)
-        if proxy.ready and not before.ready:
-            _log.info("ready", **proxy.totals)
-            self._notifier.send(READY="1")
-        line = proxy.error or ", ".join(f"{value} {name}" for name, value in proxy.totals.items())
-        self._notifier.send(
-            STATUS=line,
-            X_KPROXY_STATUS="changed",
-            X_KPROXY_STATE_DIR=str(self._state.path),
-        )
+        _log.detail("sync ended", ok=ok, seconds=over - begun, deltas=len(batch.deltas))
 
     # --- what is looked at when somebody asks, see health.monitor.Watched ---------------------
 
@@ -380,10 +313,7 @@ class Daemon:
 
     @property
     def pending(self) -> Counts:
-        deltas = tuple(self._pending)
-        refs = {ref for delta in deltas for ref in (*map(ref_of, delta.upserted), *delta.deleted)}
-        kinds = [ref.kind for ref in refs]
-        return Counts(kinds.count("Service"), kinds.count("EndpointSlice"))
+        return self._inbox.pending
 
     @property
     def seen(self) -> Counts:
@@ -391,7 +321,7 @@ class Daemon:
 
     @property
     def refused(self) -> int:
-        return len(self._told)
+        return len(self._report.status.refusals)
 
     @property
     def plans(self) -> Iterable[tuple[Snapshot, Any]]:
@@ -404,21 +334,3 @@ def _prepare(config: Config) -> None:
         _log.warning("left as it is", why=line)
     for line in config_check.without_effect(config):
         _log.info("accepted, no effect in this version", setting=line)
-
-
-def _beside(work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
-    """Start work that the proxy can do without: if it breaks off, that is told, and no more."""
-
-    def told(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            _log.fault(f"{what} broke off", fault)
-
-    task = asyncio.create_task(work)
-    task.add_done_callback(told)
-    return task
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    """Cancel a task and wait for its end. Who wanted its outcome has asked before."""
-    task.cancel()
-    await asyncio.wait([task])

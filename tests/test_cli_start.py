@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -90,3 +91,23 @@ def test_every_command_loads_and_explains_itself(name: str):
     ended = kproxy(name, "--help")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(f"Usage: kproxy {name}")
+
+
+#: Ctrl-C at the very moment at which the command line is loaded.
+INTERRUPTED = """
+import os, signal, sys
+from kproxy.__main__ import main
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+main()
+"""
+
+
+def test_ctrl_c_while_loading_is_no_traceback():
+    """It ends the command as it ends any program: by the signal, without a word."""
+    argv = [sys.executable, "-c", INTERRUPTED, "--help"]
+    ended = subprocess.run(argv, capture_output=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, b"", b"")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -18,7 +19,6 @@ from kproxy import daemon, status
 from kproxy.config import Config
 from kproxy.kernel import command, netns
 from kproxy.kernel.netlink import open_route
-from tests.test_config import KUBEADM
 
 pytestmark = pytest.mark.kernel
 
@@ -88,6 +88,15 @@ class Proxy:
         self.log = folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(TIMEOUT)
+        self.notices.close()
+
     def start(self, *flags: str, environment: dict[str, str] | None = None) -> None:
         argv = [*ENTRY, "run", "-f", str(self.manifests), "--state-dir", str(self.state)]
         argv += ["--hostname-override", "n1", "--iptables-variant", "nft"]
@@ -152,12 +161,8 @@ class Proxy:
 
 @pytest.fixture
 def proxy(node: str, tmp_path: Path) -> Iterator[Proxy]:
-    made = Proxy(node, tmp_path)
-    yield made
-    if made.process is not None and made.process.poll() is None:
-        made.process.kill()
-        made.process.wait(TIMEOUT)
-    made.notices.close()
+    with Proxy(node, tmp_path) as made:
+        yield made
     if made.log.exists():
         sys.stdout.write(made.log.read_text())
 
@@ -402,14 +407,3 @@ def test_what_cannot_start_says_why_in_one_line(
     assert done.returncode == code
     assert len(lines) == 1
     assert told in lines[0]
-
-
-def test_kubeadms_config_and_manifests_serve(proxy: Proxy, tmp_path: Path) -> None:
-    """A cluster's own configuration file plus -f: kubeconfig is ignored, rules are made."""
-    path = tmp_path / "config.yaml"
-    path.write_text(KUBEADM)
-    file = proxy.manifests / "web.yaml"
-    put(file, service())
-    proxy.start("--config", str(path))
-    proxy.until_in_force(file)
-    assert "! -s 10.244.0.0/16 -d 172.30.0.41/32" in proxy.rules()

@@ -34,8 +34,8 @@ def command(lab: str | None, filenames: tuple[str, ...]) -> None:
     show(changes.apply(chosen_lab(lab), read.objects), read.refusals)
 
 
-def show(edit: Edit, unread: Sequence[Refusal] = ()) -> None:
-    """Print what was done; CheckFailed when something was refused."""
+def show(edit: Edit, unread: Sequence[Refusal] = (), *, verb: str = "apply") -> None:
+    """Print what was done; CheckFailed when something was refused. ``verb`` is the command's."""
     for outcome in edit.outcomes:
         click.echo(str(outcome))
     for notice in edit.notices:
@@ -46,4 +46,4 @@ def show(edit: Edit, unread: Sequence[Refusal] = ()) -> None:
     if refusals:
         count = len({(refusal.file, refusal.kind, refusal.key) for refusal in refusals})
         what = "1 object was" if count == 1 else f"{count} objects were"
-        raise CheckFailed(f"{what} refused", hint="mend what is named above and apply again")
+        raise CheckFailed(f"{what} refused", hint=f"mend what is named above and {verb} again")

@@ -38,4 +38,4 @@ def command(
     named = edits.parse_names(words, namespace)
     keys = [*edits.keys_of(read.objects), *named]
     done = changes.delete(chosen_lab(lab), keys, ignore_missing=ignore_not_found)
-    show(done, read.refusals)
+    show(done, read.refusals, verb="delete")

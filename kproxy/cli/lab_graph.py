@@ -11,6 +11,7 @@ from kproxy.cli.lab_options import chosen_lab, name_option
 from kproxy.errors import UsageError
 
 _FORMATS = ("text", "svg", "png")
+_SUFFIXES = {"": "text", ".txt": "text", ".svg": "svg", ".png": "png"}
 
 
 @click.command()
@@ -30,8 +31,7 @@ def command(lab: str | None, output: str | None, file: Path | None) -> None:
     from kproxy.lab.controllers import fill
     from kproxy.lab.graph import picture_of
 
-    suffix = file.suffix.removeprefix(".") if file else ""
-    form = output or (suffix if suffix in _FORMATS else "text")
+    form = output or _form_of(file)
     if form == "png" and file is None:
         raise UsageError("a PNG picture goes into a file", hint="add --file lab.png")
     there = state.load(chosen_lab(lab))
@@ -54,6 +54,16 @@ def command(lab: str | None, output: str | None, file: Path | None) -> None:
     except OSError as wrong:
         raise UsageError(f"cannot be written: {wrong.strerror}", where=str(file)) from wrong
     click.echo(f"wrote {file} ({len(made)} bytes)")
+
+
+def _form_of(file: Path | None) -> str:
+    """The format that a file's suffix asks for."""
+    suffix = file.suffix.lower() if file else ""
+    if suffix not in _SUFFIXES:
+        raise UsageError(
+            f"no format is called {suffix}", where=str(file), hint="use .svg, .png or .txt, or -o"
+        )
+    return _SUFFIXES[suffix]
 
 
 def _as_png(svg: bytes) -> bytes:

@@ -55,7 +55,7 @@ def command(topology: str, modes: str, output: str | None) -> None:
     if output:
         emit(msgspec.to_builtins(report), output)
     else:
-        _show(report)
+        show(report)
         click.echo(f"\n{came}")
     if not report.ok:
         raise CheckFailed("not everything works here", hint="see: kproxy doctor")
@@ -83,7 +83,8 @@ def _stay(topology: Topology) -> str:
     return "\n".join([*lines, *(f"  {line}" for line in next_commands(lab, services))])
 
 
-def _show(report: Report) -> None:
+def show(report: Report) -> None:
+    """Print the table, then why a cell is no tick."""
     from kproxy.lab.tour import CHECKS
 
     table(

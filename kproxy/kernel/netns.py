@@ -97,7 +97,7 @@ def open_fd(name: str) -> int:
 
 
 def enter(namespace: int) -> None:
-    """Move the calling thread into an open namespace for good: for a child before it runs a tool."""
+    """Move the calling thread into an open namespace for good; a child does so before a tool."""
     _call("setns", namespace, CLONE_NEWNET)
 
 
@@ -128,7 +128,7 @@ def entered(namespace: int | str | None) -> Iterator[None]:
 
 @contextmanager
 def fresh() -> Iterator[None]:
-    """The calling thread acts in a new, empty namespace (loopback down) that ends with its users."""
+    """The calling thread acts in a new, empty namespace (loopback down), gone with its users."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         _call("unshare", CLONE_NEWNET)

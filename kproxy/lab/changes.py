@@ -44,7 +44,7 @@ class Roll(Value, frozen=True):
 def apply(lab: str, raws: Iterable[Raw], grace: float = GRACE) -> Edit:
     """Create or replace objects; in force on every node when it returns."""
     with state.lock(lab):
-        old = state.load(lab)
+        old = lifecycle.opened(lab)
         edit = edits.take(old, raws, state.load_allocations(lab), now=_now())
         _settle(old, edit.state, grace)
     return edit
@@ -55,7 +55,7 @@ def delete(
 ) -> Edit:
     """Delete objects; out of force on every node when it returns. A pod gets a successor."""
     with state.lock(lab):
-        old = state.load(lab)
+        old = lifecycle.opened(lab)
         wanted = list(keys)
         pods = edits.pods_named(old, wanted)
         edit = edits.drop(
@@ -79,7 +79,7 @@ def scale(
     """Give workloads other numbers of pods."""
     outcomes: list[Outcome] = []
     with state.lock(lab):
-        old = wanted = state.load(lab)
+        old = wanted = lifecycle.opened(lab)
         for name, number in replicas:
             wanted, outcome = edits.scaled(wanted, name, number)
             outcomes.append(outcome)
@@ -92,7 +92,8 @@ def roll(
 ) -> int:
     """Replace a workload's pods one by one; ``say`` hears of each. Returns how many there were."""
     with state.lock(lab):
-        now = state.load(lab)
+        now = lifecycle.opened(lab)
+        now = _settle(now, now, grace)
         pods = wiring.pods_of(now, workloads.find(now, name))
         for pod in pods:
             now, successor = _replace(now, pod.name, grace)
@@ -115,10 +116,10 @@ def _settle(old: LabState, wanted: LabState, grace: float) -> LabState:
 
     Pods of another template than their workload now has are replaced one by one afterwards.
     """
-    if wanted == old:
-        return old
     stale = [pod.name for pod in old.pods if _is_stale(wanted, pod)]
     final = wiring.place(wanted)
+    if final == old and not stale:
+        return old
     stale = [name for name in stale if final.pod(name) is not None]
     now = _move(old, final, grace)
     for name in stale:

@@ -45,7 +45,8 @@ def become(
         mount.bind(hosts, "/etc/hosts")
     try:
         os.execvpe(argv[0], list(argv), with_lab)
-    except OSError as wrong:
+    except (OSError, ValueError) as wrong:  # ValueError: an empty name
+        why = wrong.strerror if isinstance(wrong, OSError) else wrong
         raise UsageError(
-            f"cannot run {argv[0]}: {wrong.strerror}", where=host.name, hint="is it installed here?"
+            f"cannot run {argv[0]!r}: {why}", where=host.name, hint="is it installed here?"
         ) from wrong

@@ -7,7 +7,8 @@ leaves a lab that :func:`down` (and the next :func:`up`) cleans. For the control
 * :func:`publish` writes what the nodes' proxies read and waits until it is in force;
 * :func:`kproxy.lab.wiring.place` (pure) makes pods agree with workloads.
 
-Whoever calls :func:`change` or :func:`publish` holds ``state.lock(lab)``.
+Whoever calls :func:`change` or :func:`publish` holds ``state.lock(lab)`` and got the lab from
+:func:`opened`, which clears away what a change that was cut short has left.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from kproxy.lab.apply import Builder
 from kproxy.lab.controllers import fill
 from kproxy.lab.edits import Edit
 from kproxy.lab.manifests import Raw
-from kproxy.lab.model import LabState
+from kproxy.lab.model import LabState, Pod
 from kproxy.lab.names import hosts_file
 from kproxy.lab.network import End, Host, Link, Network, namespace_name
 from kproxy.lab.plan import plan
@@ -120,6 +121,25 @@ def down(name: str) -> bool:
         return True
 
 
+def opened(name: str) -> LabState:
+    """The state of a lab that must be up, ready to be changed."""
+    there = state.load(name)
+    _sweep(there)
+    return there
+
+
+def _sweep(lab: LabState) -> None:
+    """Take away namespaces that are recorded and in no state: :func:`change` was cut short."""
+    log = UndoLog(lab.name)
+    known = {namespace_name(lab.name, host.name) for host in lab.network.hosts}
+    left = [namespace for namespace in log.read().namespaces if namespace not in known]
+    if left:
+        pods.tell(lab.name, lab.pods)
+    for namespace in left:
+        netns.remove(namespace)
+        log.namespace_gone(namespace)
+
+
 def change(old: LabState, new: LabState) -> LabState:
     """From ``old``, which is up, to ``new``: its pods exist and answer when this returns.
 
@@ -131,6 +151,9 @@ def change(old: LabState, new: LabState) -> LabState:
     staying = [pod for pod in old.pods if pod in new.pods]
     with _undisturbed():
         if steps:
+            # A crash from here on finds the pods that are whole in any case, and does not use the
+            # names and addresses of the others again: the kernel may still be at their end.
+            state.save(_with_pods(old, staying, new.counters))
             if len(staying) < len(old.pods):
                 # Sockets in a namespace keep it, and its links, alive.
                 pods.tell(new.name, staying)
@@ -140,6 +163,11 @@ def change(old: LabState, new: LabState) -> LabState:
             pods.tell(new.name, new.pods)
         state.save(new)
     return new
+
+
+def _with_pods(lab: LabState, kept: Iterable[Pod], counters: dict[str, int]) -> LabState:
+    fewer = msgspec.structs.replace(lab, pods=tuple(kept), counters=counters)
+    return msgspec.structs.replace(fewer, network=_network_of(fewer))
 
 
 def objects_of(lab: str) -> list[dict[str, Any]]:
@@ -219,7 +247,12 @@ def _again(there: LabState, wanted: LabState, say: Say) -> LabState:
             say("the process that answers for the pods had ended: starting it again")
             daemons.start_responder(there.name)
             pods.tell(there.name, there.pods)
-        watch.until_in_force([cluster_file(there.name)])
+        _sweep(there)
+        placed = wiring.place(there)
+        if placed.pods != there.pods:
+            say("a change of this lab was cut short: making the pods that are missing")
+            there = change(there, placed)
+        watch.until_in_force([_write_cluster(there)])
     return there
 
 

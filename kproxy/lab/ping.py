@@ -80,33 +80,27 @@ def pairs(lab: LabState) -> tuple[Attempt, ...]:
         for host in lab.topology.hosts:
             if host != sender:
                 made += [
-                    Attempt(
-                        sender,
-                        address,
-                        CLOSED_PORT,
-                        Protocol.TCP,
-                        Reach.REFUSED,
-                        names[sender],
-                        names[host],
-                    )
+                    _knock(sender, address, names[sender], names[host])
                     for address in addresses_of(lab, host)
                 ]
     return tuple(made)
 
 
 def _to_pod(sender: str, pod: Pod, names: Mapping[str, str]) -> Iterable[Attempt]:
-    port = pod.ports[0]
+    ends = names[sender], names[pod.name]
     for address in pod.addresses:
-        yield Attempt(
-            sender,
-            address,
-            port.port,
-            port.protocol,
-            Reach.REACHED,
-            names[sender],
-            names[pod.name],
-            who=pod.name,
-        )
+        if pod.ports:
+            port = pod.ports[0]
+            yield Attempt(
+                sender, address, port.port, port.protocol, Reach.REACHED, *ends, who=pod.name
+            )
+        else:
+            yield _knock(sender, address, *ends)
+
+
+def _knock(sender: str, address: str, row: str, column: str) -> Attempt:
+    """Whoever runs nothing answers with a reset from a closed port."""
+    return Attempt(sender, address, CLOSED_PORT, Protocol.TCP, Reach.REFUSED, row, column)
 
 
 def addresses_of(lab: LabState, host: str) -> tuple[str, ...]:

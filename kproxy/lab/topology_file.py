@@ -38,6 +38,12 @@ from kproxy.sources.text import encoding_fault, pieces_of
 #: IPv6's smallest MTU (RFC 8200, section 5); the largest that a veth takes.
 _MTU = range(1280, 65536)
 
+#: Bit/s. tc has 32 bits for bytes a second, and for the time of a burst in ticks of 64 ns.
+_RATE = range(8_000, 32_000_000_001)
+
+#: Seconds; more than any link on earth, far below the 275 that 32 bits of ticks hold.
+_MAX_DELAY = 60
+
 _FAMILIES = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
 
 #: tc's units: powers of 1000, in bit/s and seconds.
@@ -221,14 +227,11 @@ class _Reader:
         self._check(raw.mtu in _MTU, f"{key}.mtu", f"{_MTU[0]} to {_MTU[-1]} bytes")
         loss = self._quantity(raw.loss, _SHARES, f"{key}.loss")
         self._check(loss <= 1, f"{key}.loss", "at most 100%")
-        return LinkSpec(
-            raw.mtu,
-            Shape(
-                rate=round(self._quantity(raw.rate, _RATES, f"{key}.rate")),
-                delay=self._quantity(raw.delay, _DELAYS, f"{key}.delay"),
-                loss=loss,
-            ),
-        )
+        rate = round(self._quantity(raw.rate, _RATES, f"{key}.rate"))
+        self._check(not rate or rate in _RATE, f"{key}.rate", "8kbit to 32gbit")
+        delay = self._quantity(raw.delay, _DELAYS, f"{key}.delay")
+        self._check(delay <= _MAX_DELAY, f"{key}.delay", f"at most {_MAX_DELAY}s")
+        return LinkSpec(raw.mtu, Shape(rate=rate, delay=delay, loss=loss))
 
     def _quantity(self, given: float | str, units: dict[str, float], key: str) -> float:
         if not isinstance(given, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -164,3 +165,27 @@ def test_doctor_speaks_json_yaml_and_tables() -> None:
     report = json.loads(as_json.stdout)
     assert report == yaml.safe_load(as_yaml.stdout)
     assert all(mode["name"] in plain.stdout for mode in report["modes"])
+
+
+def test_render_waits_for_the_end_of_its_input() -> None:
+    """What comes after a pause of the writer counts as well."""
+    command = subprocess.Popen(
+        [*ENTRY, "render", "-f", "-", "--node", "n1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert command.stdin is not None
+    assert command.stdout is not None
+    command.stdin.write("kind: Service\nmetadata: {name: early}\nspec: {clusterIP: 10.0.0.1, ")
+    command.stdin.write("ports: [{port: 80}]}\n---\n")
+    command.stdin.flush()
+    # It prints nothing before the end; a reader that gives up after a quiet second would.
+    assert select.select([command.stdout], [], [], 3)[0] == []
+    out, _ = command.communicate(
+        "kind: Service\nmetadata: {name: late}\nspec: {clusterIP: 10.0.0.2, ports: [{port: 80}]}\n",
+        timeout=60,
+    )
+    assert command.returncode == 0
+    assert "default/early" in out
+    assert "default/late" in out

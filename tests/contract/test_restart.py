@@ -14,7 +14,7 @@ from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.door import Door, ToolDoor, tool
 from kproxy.backends.iptables.held import Saved, parse, target_of
 from kproxy.backends.iptables.rules import Table
-from kproxy.backends.iptables.script import NFT_SERVICES_PER_CALL, Variant
+from kproxy.backends.iptables.script import NFT_CHANGES_PER_CALL, Variant
 from kproxy.backends.syncer import Syncer
 from kproxy.core.objects import Family
 from kproxy.core.snapshot import Endpoint, EndpointSets, PortPlan, Snapshot
@@ -23,7 +23,7 @@ from tests.backends.iptables.plans import port, settings, snapshot, successor
 from tests.contract.namespaces import KERNEL, scratch
 
 #: More than one call of the nft variant.
-MANY = NFT_SERVICES_PER_CALL + 20
+MANY = NFT_CHANGES_PER_CALL + 20
 
 
 def recording(door: Door) -> list[str]:
@@ -118,9 +118,8 @@ def test_the_work_follows_the_change(backend: IptablesBackend) -> None:
 
 def pods(family: Family, first: int, count: int) -> tuple[Endpoint, ...]:
     form = {Family.IPV4: "10.181.{}.{}", Family.IPV6: "fd00:10::{:x}:{:x}"}[family].format
-    ends = (
-        Endpoint(base.format(n // 200 + 1, n % 200 + 1), 80) for n in range(first, first + count)
-    )
+    numbers = range(first, first + count)
+    ends = (Endpoint(form(n // 200 + 1, n % 200 + 1), 80) for n in numbers)
     return tuple(sorted(ends, key=lambda end: (end.ip, end.port)))
 
 

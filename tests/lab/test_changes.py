@@ -10,6 +10,7 @@ from typing import Any, Self
 import msgspec
 import pytest
 
+from kproxy.backends.registry import Choice
 from kproxy.errors import LabError, UsageError
 from kproxy.kernel import netns
 from kproxy.lab import catalogue, changes, edits, lifecycle, manifests, state, wiring
@@ -89,6 +90,16 @@ def test_refused_object_leaves_its_last_good_version() -> None:
     assert (refusal.file, refusal.line, refusal.field) == ("test.yaml", 2, "spec.ports[0].port")
     kept = next(obj for obj in second.state.manifests if obj["metadata"]["name"] == "a")
     assert kept["spec"]["ports"] == [{"port": 80}]
+
+
+@pytest.mark.parametrize(
+    "meta", ["{name: x, namespace: [a]}", "{name: [1]}", "5", "{name: {a: b}}"]
+)
+def test_metadata_of_the_wrong_type_is_refused_alone(meta: str) -> None:
+    """It can be no key of anything; the object beside it is taken."""
+    done = take(f"kind: Service\nmetadata: {meta}\n---" + SERVICE % ("good", 80))
+    assert [str(outcome) for outcome in done.outcomes] == ["service/good created"]
+    assert {refusal.line for refusal in done.refusals} == {1}
 
 
 def test_skipped_kinds_and_broken_documents() -> None:
@@ -357,3 +368,68 @@ def test_applied_object_is_in_force_when_apply_returns(lab: LabState) -> None:
     left = state.load(LAB)
     assert all(pod.workload != "api" for pod in left.pods)
     assert "default/api" not in state.load_allocations(LAB).cluster_ips
+
+
+def _namespaces() -> set[str]:
+    return {name for name in os.listdir(netns.RUN_DIR) if name.startswith(f"kp-{LAB}-")}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("mend", [lambda: changes.scale(LAB, [("web", 4)]), lambda: up_again()])
+def test_a_change_that_was_cut_short_is_cleared_by_the_next(
+    lab: LabState, mend: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New pods were built, and then their maker died: nothing of them stands in a later one's way,
+    and nothing of them is left."""
+
+    def dies(*ignored: object, **also: object) -> None:
+        raise LabError("died")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lifecycle.pods, "tell", dies)
+        with pytest.raises(LabError, match="died"):
+            changes.scale(LAB, [("web", 3)])
+    assert len(_namespaces()) > len(lab.network.hosts)
+    mend()
+    now = state.load(LAB)
+    assert _namespaces() == {now.network.namespace(host.name) for host in now.network.hosts}
+    assert all(_answers(now, pod.name) for pod in now.pods)
+
+
+@pytest.mark.kernel
+def test_pods_that_a_cut_short_change_took_away_come_back(
+    lab: LabState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their number is the workload's again after ``up``, under new names."""
+
+    def dies(*ignored: object, **also: object) -> None:
+        raise LabError("died")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lifecycle, "Builder", dies)
+        fewer = msgspec.structs.replace(lab, pods=lab.pods[1:])
+        with state.lock(LAB), pytest.raises(LabError, match="died"):
+            lifecycle.change(lab, fewer)
+    assert state.load(LAB).pod(lab.pods[0].name) is None
+    up_again()
+    now = state.load(LAB)
+    assert len(now.pods) == len(lab.pods)
+    assert now.pod(lab.pods[0].name) is None
+    assert _namespaces() == {now.network.namespace(host.name) for host in now.network.hosts}
+
+
+def up_again() -> None:
+    """What a person does first when something went wrong."""
+    there = state.load(LAB)
+    lifecycle.up(LAB, there.topology, Choice(there.mode, there.variant))
+
+
+def _answers(lab: LabState, name: str) -> bool:
+    pod = lab.pod(name)
+    assert pod is not None
+    fd = netns.open_fd(lab.network.namespace(lab.nodes[0]))
+    try:
+        (seen,) = probe_all([Probe(pod.addresses[0], pod.ports[0].port, namespace=fd)])
+    finally:
+        os.close(fd)
+    return seen.endpoint == name

@@ -124,6 +124,39 @@ def test_a_shell_stands_in_the_host_and_says_where(lab: str, tmp_path: Path) -> 
     assert "10.244.1.2/32" in done.stdout
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize("program", ["", "/no/such/program", "/etc"])
+def test_what_is_no_program_is_wrong_use(lab: str, program: str) -> None:
+    """One line that names it and the host."""
+    done = kproxy("lab", "exec", "--name", LAB, "web-0", program)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"web-0: cannot run {program!r}" in done.stderr
+
+
+@pytest.mark.kernel
+def test_proposed_commands_work_where_the_user_stands(lab: str, tmp_path: Path) -> None:
+    """From anywhere, with kproxy in PATH or not; in PATH it goes by its name."""
+    bin_dir = Path(sys.prefix) / "bin"
+    up = [str(bin_dir / "kproxy"), "lab", "up", "single", "--name", LAB]
+    for folder, path in ((tmp_path, os.defpath), (bin_dir.parent, os.defpath)):
+        said = _stdout(up, folder, path)
+        tried = [line.split() for line in said.splitlines() if line.endswith(f"graph --name {LAB}")]
+        assert tried[0][0] != "kproxy"
+        assert LAB in _stdout(tried[0], folder, path)
+    assert f"\n  kproxy lab graph --name {LAB}" in _stdout(up, tmp_path, f"{bin_dir}:{os.defpath}")
+
+
+def _stdout(argv: list[str], folder: Path, path: str) -> str:
+    return subprocess.run(
+        argv,
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell: str) -> None:
     """Each shell gets its script; it asks kproxy by the variable that kproxy listens to."""
@@ -152,6 +185,11 @@ def test_without_root_one_line_and_status_3(argv: tuple[str, ...]) -> None:
         (("up", "--mode", "no-such-mode"), "iptables-nft"),
         (("up", "--nodes", "0"), "--nodes"),
         (("up", "-f", "/no/such/file.yaml"), "/no/such/file.yaml"),
+        (("down", "--name", ".."), "no name for a lab"),
+        (("down", "--forget", "--name", "a/b"), "no name for a lab"),
+        (("scale", "web=²"), "WORKLOAD=N"),
+        (("scale", "web=" + "9" * 5000), "WORKLOAD=N"),
+        (("graph", "--file", "lab.jpg"), ".svg"),
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(argv: tuple[str, ...], word: str) -> None:

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from kproxy.core.objects import Protocol
 from kproxy.kernel import command, netns
-from kproxy.lab import catalogue, lifecycle, ping, state, wiring
+from kproxy.lab import catalogue, changes, lifecycle, ping, state, wiring
 from kproxy.lab.controllers import fill
+from kproxy.lab.manifests import Raw
 from kproxy.lab.network import Network
 from kproxy.lab.ping import Attempt, Result
 from kproxy.lab.state import Allocations, LabState
@@ -153,6 +155,24 @@ def test_matrix() -> None:
     assert made.rows == (("a", "·", "✓"), ("b", "✗ 1/2", "·"), ("c", "⊘", "·"))
 
 
+def test_an_empty_balancer_is_not_asked_by_the_node_that_its_packets_come_back_to() -> None:
+    """kube-proxy refuses it where packets arrive; every other sender is refused."""
+    empty = service(type="LoadBalancer", selector={"app": "nobody"})
+    senders = {sender for way, sender, _ in tried(value(empty)) if way.endswith("balancer")}
+    full = service(type="LoadBalancer")
+    everybody = {sender for way, sender, _ in tried(value(full)) if way.endswith("balancer")}
+    assert everybody - senders == {"node1"}
+
+
+def test_a_pod_without_ports_is_knocked_at() -> None:
+    """It runs nothing, so a reset is the proof, as with nodes and clients."""
+    lab = value()
+    bare = msgspec.structs.replace(lab.pods[0], ports=())
+    flows = ping.pairs(msgspec.structs.replace(lab, pods=(bare, *lab.pods[1:])))
+    to_it = {(flow.port, flow.expect, flow.who) for flow in flows if flow.to in bare.addresses}
+    assert to_it == {(ping.CLOSED_PORT, Reach.REFUSED, "")}
+
+
 @pytest.fixture
 def lab() -> Iterator[LabState]:
     lifecycle.down(LAB)
@@ -186,3 +206,24 @@ def test_whole_lab_and_a_gap(lab: LabState) -> None:
     assert {to for sender, to in direct if sender != "echo-1"} == own
     assert {flow["service"].partition(":")[0] for flow in gaps if flow["service"]} <= {"echo"}
     assert "✗" in run("ping").stdout
+
+
+@pytest.mark.kernel
+def test_many_refusals_at_once_all_arrive(lab: LabState) -> None:
+    """A refusal is an ICMP error, and no node may save on them: forty empty services are refused
+    to everybody who asks."""
+    empty = [
+        Raw(
+            {
+                "kind": "Service",
+                "metadata": {"name": f"none-{number}"},
+                "spec": {"ports": [{"port": 80}], "selector": {"app": "nobody"}},
+            }
+        )
+        for number in range(40)
+    ]
+    now = changes.apply(LAB, empty).state
+    done = fill(now, state.load_allocations(LAB))
+    flows = [flow for flow in ping.services(now, done) if flow.row.startswith("none-")]
+    assert len({flow.row for flow in flows}) == 40
+    assert [str(result) for result in ping.run(lab, flows) if not result.passed] == []

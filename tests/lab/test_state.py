@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.errors import LabError
+from kproxy.errors import LabError, UsageError
 from kproxy.lab import catalogue, state, wiring
 from kproxy.lab.model import Allocations, LabState
 from kproxy.lab.network import Network
@@ -180,3 +180,44 @@ def test_a_draft_elsewhere_leaves_nothing_beside_the_file(tmp_path: Path) -> Non
     state.write_atomically(target, b"two", draft=tmp_path / "draft")
     assert [path.name for path in target.parent.iterdir()] == ["x.json"]
     assert target.read_bytes() == b"two"
+
+
+@pytest.mark.parametrize("name", ["", "..", ".", "a/b", "../kept", "A", "a" * 25, "x\ny", "a.b"])
+def test_only_a_lab_s_name_becomes_a_path(records: Path, name: str) -> None:
+    """A word that is no name is refused before it names a folder; nothing is read or removed."""
+    state.save_allocations("t", Allocations())
+    state.save(some_lab())
+    before = sorted(records.rglob("*"))
+    with pytest.raises(UsageError, match="no name for a lab"):
+        state.find(name)
+    with pytest.raises(UsageError, match="no name for a lab"):
+        state.forget_allocations(name)
+    with pytest.raises(UsageError, match="no name for a lab"), state.lock(name):
+        pass
+    assert sorted(records.rglob("*")) == before
+
+
+def test_the_lock_s_file_goes_with_the_lab() -> None:
+    """It stays while the lab has a folder; one who waited for it holds a lock that counts."""
+    path = state.RUN_DIR / ".t.lock"
+    with state.lock("t"):
+        state.save(some_lab())
+    assert path.exists()
+    inside: list[str] = []
+    started = threading.Event()
+
+    def waiter() -> None:
+        started.set()
+        with state.lock("t"):
+            inside.append("waiter")
+            assert path.exists()
+
+    with state.lock("t"):
+        thread = threading.Thread(target=waiter)
+        thread.start()
+        started.wait()
+        state.forget("t")
+        assert inside == []
+    thread.join(timeout=10)
+    assert inside == ["waiter"]
+    assert not path.exists()

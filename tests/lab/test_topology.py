@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,14 @@ def test_quantities_of_a_link(written: str, read: Shape) -> None:
         ("name: t\nnodes: []", "nodes"),
         ("name: t", "the file"),
         ("[]", "the file"),
-        ("name: [", "t.yaml"),
+        ("name: [\n", "t.yaml:2"),
+        ("name: t\nname: u\n", "t.yaml:2"),
+        ("a: &a [*a]", "t.yaml:1"),
+        ("[" * 3000, "t.yaml:1"),
+        ("", "the file"),
+        (ONE_NODE + "---\nname: other\n", "the file"),
+        (ONE_NODE + "objects: [{metadata: {name: x}}]", "objects[0]"),
+        (ONE_NODE + "workloads: [{name: w, replicas: 45001}]", "workloads[0].replicas"),
         (ONE_NODE + "colour: red", "the file"),
         (ONE_NODE + "families: [IPv5]", "families"),
         (ONE_NODE + "families: []", "families"),
@@ -78,7 +86,11 @@ def test_quantities_of_a_link(written: str, read: Shape) -> None:
         ("name: t\nnodes: [{name: n1, link: {mtu: 1000}}]", "nodes[0].link.mtu"),
         ("name: t\nnodes: [{name: n1, link: {loss: 200%}}]", "nodes[0].link.loss"),
         ("name: t\nnodes: [{name: n1, link: {rate: fast}}]", "nodes[0].link.rate"),
+        ("name: t\nnodes: [{name: n1, link: {rate: .inf}}]", "nodes[0].link.rate"),
+        ("name: t\nnodes: [{name: n1, link: {rate: 7999}}]", "nodes[0].link.rate"),
+        ("name: t\nnodes: [{name: n1, link: {rate: 33gbit}}]", "nodes[0].link.rate"),
         ("name: t\nnodes: [{name: n1, link: {delay: -1}}]", "nodes[0].link.delay"),
+        ("name: t\nnodes: [{name: n1, link: {delay: 61s}}]", "nodes[0].link.delay"),
     ],
 )
 def test_a_fault_names_file_and_key(text: str, key: str) -> None:
@@ -112,6 +124,25 @@ def test_a_path_is_a_topology_too(tmp_path: Path) -> None:
     )
     topology = catalogue.load(str(file))
     assert [obj["metadata"]["name"] for obj in topology.objects] == ["first", "second"]
+
+
+@pytest.mark.parametrize("content", [b"name: \xff\xfe", b"\x00\x01", "name: t".encode("utf-16")])
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, content: bytes) -> None:
+    """Bytes that are no UTF-8 or no YAML are the file's fault, with its line."""
+    file = tmp_path / "t.yaml"
+    file.write_bytes(content)
+    with pytest.raises(TopologyError) as caught:
+        catalogue.load(str(file))
+    assert caught.value.where == f"{file}:1"
+
+
+def test_what_is_no_file_is_said_at_once(tmp_path: Path) -> None:
+    """A folder, a pipe that nobody writes to, and a ring of links end with a message."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "ring.yaml").symlink_to("ring.yaml")
+    for name in ("pipe.yaml", "ring.yaml", "."):
+        with pytest.raises(TopologyError, match="single, standard, wide"):
+            catalogue.load(f"{tmp_path}/{name}")
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:

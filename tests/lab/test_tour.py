@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from kproxy import doctor
+from kproxy.cli import lab_tour
 from kproxy.core.objects import Family
 from kproxy.errors import LabError, UsageError
 from kproxy.kernel import netns
@@ -142,3 +143,34 @@ def test_a_tour_that_was_cut_short_is_cleaned_by_the_next(clean: None) -> None:
     assert any("cut short" in line for line in said)
     assert report.ok
     assert json.loads(msgspec.json.encode(report))["modes"][0]["mode"] == "iptables-nft"
+
+
+def test_the_table_fits_and_says_everything_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """At most 100 columns; a mode that cannot run takes one row, modes that lack the same share one
+    remark, and a mode that lacks one family keeps its rows."""
+    ticks = tuple(Result(check, Family.IPV4, True) for check in CHECKS)
+    nothing = tuple((family, "not here") for family in Family)
+    lab_tour.show(
+        Report(
+            (
+                ModeResult("iptables-legacy", ticks, ((Family.IPV6, "no ip6tables"),)),
+                ModeResult("ipvs", lacking=nothing),
+                ModeResult("userspace", lacking=nothing),
+                ModeResult("x", lacking=((Family.IPV4, "a " * 80), (Family.IPV6, "b"))),
+            )
+        )
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    rows = [tuple(line.split()[:3]) for line in lines if line[:1].isalpha()][1:]
+    assert rows == [
+        ("iptables-legacy", "IPv4", "✓"),
+        ("iptables-legacy", "IPv6", "–"),
+        ("ipvs", "–", "–"),
+        ("userspace", "–", "–"),
+        ("x", "IPv4", "–"),
+        ("x", "IPv6", "–"),
+    ]
+    remarks = [line.strip() for line in lines if line.startswith("  –")]
+    assert remarks[:2] == ["– iptables-legacy IPv6: no ip6tables", "– ipvs, userspace: not here"]
+    assert [remark[:9] for remark in remarks[2:]] == ["– x IPv4:", "– x IPv6:"]

@@ -34,7 +34,11 @@ OWN = {
     V4: ("192.168.0.2", "192.168.0.3", "10.180.0.254"),
     V6: ("2001:db8::2", "2001:db8::3", "fd00:10::fe"),
 }
-BALANCERS = {V4: ("203.0.113.1", "203.0.113.2"), V6: ("fd00:40::1", "fd00:40::2")}
+#: The last one is the node's own.
+BALANCERS = {
+    V4: ("203.0.113.1", "203.0.113.2", OWN[V4][1]),
+    V6: ("fd00:40::1", "fd00:40::2", OWN[V6][1]),
+}
 #: An address of nobody else, the node's, another service's cluster IP or balancer.
 EXTERNALS = {
     family: (ip, OWN[family][0], CLUSTER_IPS[family][0], BALANCERS[family][0])
@@ -49,7 +53,8 @@ POD_RANGES = {V4: "10.180.0.0/16", V6: "fd00:10::/64"}
 LOOPBACK = {V4: "127.0.0.1", V6: "::1"}
 NOBODY = {V4: "172.30.255.1", V6: "fd00:30::ffff"}
 
-PORTS, NODE_PORTS, HEALTH_PORTS = (80, 81), (30080, 30081), (32000, 30081)
+#: A service's port may have the number of a node port or of a health check.
+PORTS, NODE_PORTS, HEALTH_PORTS = (80, 80, 81, 30080, 30081), (30080, 30081), (32000, 30081)
 
 #: (address, device) of those who send from outside this node's own network namespace.
 SENDERS = {
@@ -222,7 +227,7 @@ def worlds(draw):
     pods = draw(facts())
     offered = [draw(services(name)) for name in "abcd"[: draw(st.integers(1, 4))]]
     own = tuple(ip for family in Family for ip in OWN[family])
-    standing = draw(st.sampled_from(((), (), BALANCERS[V4] + BALANCERS[V6])))
+    standing = draw(st.sampled_from(((), (), (*BALANCERS[V4][:2], *BALANCERS[V6][:2]))))
     pieces = [
         piece
         for service in offered

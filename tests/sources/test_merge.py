@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -150,3 +151,13 @@ def test_a_bad_object_keeps_its_version_per_file() -> None:
     _play(merge, "a.yaml", Contents())
     follower.take(merge.delta())
     assert list(follower.here.values()) == list(service("x", 2).objects)
+
+
+def test_a_repeated_object_is_named_with_its_line() -> None:
+    """In one file and in two: the refusal tells where the one stands that does not count."""
+    again = msgspec.structs.replace(service("s", 2), line=7)
+    merge = Merge()
+    merge.put("a.yaml", (0, ""), Contents((service("s", 1), again)))
+    merge.put("b.yaml", (1, ""), Contents((again,)))
+    merge.delta()
+    assert [(fault.file, fault.line) for fault in merge.refusals] == [("a.yaml", 7), ("b.yaml", 7)]

@@ -176,3 +176,23 @@ def test_any_bytes_are_contents(data: bytes) -> None:
     """Whatever a file holds: values or refusals, never an exception."""
     for item in read_text(data, "x.yaml").items:
         assert item.objects or item.refusals or not item.refused
+
+
+@pytest.mark.parametrize("name", ["f.json", "f.yaml"])
+def test_deep_json_is_refused_alone(name: str) -> None:
+    """Deeper than any reader goes: a refusal with its line, not the end of the process."""
+    text = "\n" + "[" * 100_000 + "]" * 100_000 + "\n---\n" + service("a")
+    contents = read_text(text.encode(), name)
+    assert names(contents) == ["a"]
+    (refusal,) = [refusal for item in contents.items for refusal in item.refusals]
+    assert (refusal.file, refusal.line) == (name, 2)
+    assert "nested too deeply" in refusal.message
+
+
+def test_items_know_where_their_document_begins() -> None:
+    """The first line with a word on it, in YAML and in JSON."""
+    text = "# words\n\n" + service("a") + "---\n\n# more\n" + service("b")
+    assert [item.line for item in read_text(text.encode(), "f").items] == [3, 13]
+    values = as_json("a") + "\n\n" + as_json("b")
+    lines = [item.line for item in read_text(values.encode(), "f").items]
+    assert lines == [1, 3 + as_json("a").count("\n")]

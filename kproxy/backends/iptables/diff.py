@@ -32,11 +32,13 @@ class Patch(Value, frozen=True, eq=False):
     ``doomed`` chains of nat that nobody needs any more (``kept``: emptied only, since a foreign
     rule goes there), ``jumps`` lines for the top of base chains, ``surplus`` repeats of them to
     take away, ``guard`` lines to add to the chain shared with the kubelet (``declare_guard``: it
-    has to be made), ``sysctls`` to set. ``full``: the kernel was read for this.
+    has to be made), ``sysctls`` to set. ``full``: the kernel was read for this;
+    ``first``: it held no service of ours.
     """
 
     desired: Desired
     full: bool
+    first: bool = False
     parts: tuple[Part, ...] = ()
     places: tuple[Place, ...] = ()
     doomed: tuple[str, ...] = ()
@@ -102,8 +104,9 @@ def _from_believed(desired: Desired, before: Desired) -> Patch:
         return Patch(desired, full=False)
     parts: list[Part] = []
     doomed: list[str] = []
-    for name, block in desired.blocks.items():
-        old = before.blocks.get(name)
+    changed, removed = _differing(desired, before)
+    for name in changed:
+        block, old = desired.blocks[name], before.blocks.get(name)
         if old is block:
             continue
         if old is None:
@@ -111,9 +114,9 @@ def _from_believed(desired: Desired, before: Desired) -> Patch:
             continue
         parts += _part(block, old.chains)
         doomed += old.chains.keys() - block.chains.keys()
-    for name, gone in before.blocks.items():
-        if name not in desired.blocks:
-            doomed += gone.chains
+    for name in removed:
+        if name in before.blocks:
+            doomed += before.blocks[name].chains
     places = [place for place in chains.FIXED if desired.fixed[place] != before.fixed[place]]
     if desired.dispatch is not before.dispatch:
         places += [
@@ -130,6 +133,17 @@ def _from_believed(desired: Desired, before: Desired) -> Patch:
     )
 
 
+def _differing(desired: Desired, before: Desired) -> tuple[Iterable[PortName], Iterable[PortName]]:
+    """Service ports that may have changed, and those that are gone: those that the Snapshot names
+    when it follows the one that is in force, else all that there are."""
+    snapshot = desired.snapshot
+    follows = snapshot.base is not None and snapshot.base == before.snapshot.generation
+    if follows and desired.context == before.context:
+        # In the order of all blocks: equal changes give equal text.
+        return sorted(snapshot.changed), snapshot.removed
+    return desired.blocks, before.blocks.keys() - desired.blocks.keys()
+
+
 def _part(block: Block, held: Mapping[str, str]) -> list[Part]:
     """The chains of a block that are not held as they should be."""
     stale = frozenset(chain for chain, text in block.chains.items() if held.get(chain) != text)
@@ -142,7 +156,8 @@ def _from_read(desired: Desired, actual: Held) -> Patch:
     nat = tables.get(Table.NAT, {})
     present = {chain for chain in nat if chains.is_service_chain(chain)}
     parts: list[Part] = []
-    if not present:
+    first = not present
+    if first:
         # Nothing to compare with: the text is made while it streams into the tool.
         parts += [Part(block) for block in desired.blocks.values() if block.has_chains]
     else:
@@ -157,6 +172,7 @@ def _from_read(desired: Desired, actual: Held) -> Patch:
     return Patch(
         desired,
         full=True,
+        first=first,
         parts=tuple(parts),
         places=tuple(_stale_places(desired, tables)),
         doomed=tuple(sorted(present - pinned)),

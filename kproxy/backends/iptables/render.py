@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.fixed import fixed_rules, guard_rules, node_port_jumps
+from kproxy.backends.iptables.overlap import overlap
 from kproxy.backends.iptables.rules import Rule, Table
 from kproxy.backends.iptables.service import (
     Context,
@@ -167,14 +168,25 @@ class Desired:
         """The dispatch chains, whole."""
         if self._dispatch is None:
             blocks = [block.dispatch for block in self.blocks.values()]
+            shared = overlap([block.plan for block in self.blocks.values()], self.context)
             texts = {
-                place: "".join([block[place] for block in blocks if place in block])
+                place: "".join(
+                    [
+                        self._lines_at(place, shared.head),
+                        *[block[place] for block in blocks if place in block],
+                        self._lines_at(place, shared.tail),
+                    ]
+                )
                 for place in chains.DISPATCH
             }
             tail = lines(node_port_jumps(self.context), self.context.family)
             texts[Table.NAT, chains.SERVICES] += tail
             self._dispatch = texts
         return self._dispatch
+
+    def _lines_at(self, place: Place, rules: Iterable[Rule]) -> str:
+        mine = [rule for rule in rules if (rule.table, rule.chain) == place]
+        return lines(mine, self.context.family)
 
     def text_of(self, place: Place) -> str:
         """The lines of a fixed or dispatch chain."""
@@ -241,6 +253,9 @@ def render_rules(snapshot: Snapshot, context: Context) -> list[Rule]:
     rules = [*reversed(chains.JUMPS), *guard_rules(context)]
     for content in fixed_rules(context).values():
         rules += content
-    for name in sorted(snapshot.ports):
-        rules += service_rules(snapshot.ports[name], context)
-    return rules + node_port_jumps(context)
+    plans = [snapshot.ports[name] for name in sorted(snapshot.ports)]
+    shared = overlap(plans, context)
+    rules += shared.head
+    for plan in plans:
+        rules += service_rules(plan, context)
+    return [*rules, *shared.tail, *node_port_jumps(context)]

@@ -134,8 +134,15 @@ def _vip_dispatch(plan: PortPlan, names: PortChains, context: Context) -> Iterat
                 # What the FW chain did not translate has no right to be here.
                 note = f"traffic not accepted by {firewall}"
                 yield _to_address(plan, names, address, _PROXY_FIREWALL, Drop(), note)
-            if not names.external_policy:
-                yield _to_address(plan, names, address, _EXTERNAL_SERVICES, *_nobody(plan))
+    if not names.external_policy:
+        yield from refusals(plan, names, context)
+
+
+def refusals(plan: PortPlan, names: PortChains, context: Context) -> Iterator[Rule]:
+    """What becomes, at its external addresses, of packets to a service port without endpoints."""
+    for text in (*plan.external_ips, *plan.load_balancer_ips):
+        address = host(text, context.family)
+        yield _to_address(plan, names, address, _EXTERNAL_SERVICES, *_nobody(plan))
 
 
 def _to_address(

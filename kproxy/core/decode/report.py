@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 from kproxy.core.address import canonical_ip, special_use
 from kproxy.core.objects import Protocol, Refusal
@@ -34,6 +35,16 @@ def quoted(value: object) -> str:
     """A value for a message: short, on one line."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def seconds_of(text: str) -> float | None:
+    """A time as the API writes it (RFC 3339, UTC when it says no zone), in seconds since the epoch;
+    None when it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 class Report:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from kproxy.core.address import canonical_cidr, canonical_ip, special_use
 from kproxy.core.decode import wire
-from kproxy.core.decode.report import Report, is_label, port_fault, quoted
+from kproxy.core.decode.report import Report, is_label, port_fault, quoted, seconds_of
 from kproxy.core.objects import (
     Family,
     ObjectKey,
@@ -289,12 +287,10 @@ def _created(meta: wire.Meta, report: Report) -> float:
     text = meta.creation_timestamp
     if not text:
         return 0.0
-    try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
+    seconds = seconds_of(text)
+    if seconds is None:
         report.member(
             "metadata.creationTimestamp",
             f"{quoted(text)} is no time; write it as 2026-01-31T12:00:00Z",
         )
-        return 0.0
+    return seconds or 0.0

@@ -9,11 +9,9 @@ are known (:mod:`kproxy.sources.merge`).
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from kproxy.core.address import canonical_ip, special_use
 from kproxy.core.decode import wire
-from kproxy.core.decode.report import Report, is_label, port_fault, quoted
+from kproxy.core.decode.report import Report, is_label, port_fault, quoted, seconds_of
 from kproxy.core.decode.service import LABEL_HEADLESS, LABEL_OTHER_PROXY
 from kproxy.core.objects import (
     EndpointSlice,
@@ -62,13 +60,7 @@ def read_slice(obj: wire.EndpointSlice, key: ObjectKey, report: Report) -> Endpo
 def _trigger(meta: wire.Meta) -> float:
     """0.0 when absent or unreadable: it is for a measurement only, so nobody is told."""
     text = meta.annotations.get(ANNOTATION_TRIGGER) if meta.annotations else None
-    if not text:
-        return 0.0
-    try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return 0.0
+    return (seconds_of(text) or 0.0) if text else 0.0
 
 
 def _ports(

@@ -195,3 +195,13 @@ def test_both_families_reach_the_world() -> None:
         "0.0.0.0/0": layout.control[Family.IPV4],
         "::/0": layout.control[Family.IPV6],
     }
+
+
+def test_packets_astray_are_crafted_and_their_sender_is_at_home() -> None:
+    """A loopback address as destination: no socket sends that, but answers must find the way."""
+    flow = "{from: 203.0.113.2, from_kind: external, to: 127.0.0.1, port: 22, hold: h}"
+    (case,) = parse(f"{{name: a, flows: [{flow}]}}", where="here")
+    assert isinstance(case, Scenario)
+    layout = build(case, "a")
+    assert layout.crafted(case.flows[0])
+    assert layout.homes["203.0.113.2"] == OUTSIDE

@@ -17,6 +17,7 @@ from kproxy.lab.scenario.exceptions import Row, load
 from kproxy.lab.scenario.report import Result, exit_status
 from kproxy.lab.scenario.runner import Runner, modes
 from kproxy.lab.scenario.schema import Broken, Scenario, parse
+from kproxy.lab.scenario.stage import in_variant
 from kproxy.lab.scenario.workspace import ROOT, Workspace
 
 pytestmark = pytest.mark.kernel
@@ -365,3 +366,47 @@ def test_the_projects_own_table_of_exceptions() -> None:
     assert all(row.reason for row in rows)
     assert len({row.id for row in rows}) == len(rows)
     assert ROOT.is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("argv", "variant", "runs"),
+    [
+        (("iptables", "-F"), "nft", ("iptables-nft", "-F")),
+        (("ip6tables-restore",), "legacy", ("ip6tables-legacy-restore",)),
+        (("iptables-nft", "-F"), "legacy", ("iptables-nft", "-F")),
+        (("sleep", "1"), "nft", ("sleep", "1")),
+        (("iptables", "-F"), "", ("iptables", "-F")),
+    ],
+)
+def test_tools_of_steps_are_those_of_the_variant(
+    argv: tuple[str, ...], variant: str, runs: tuple[str, ...]
+) -> None:
+    """The two variants have tables of their own, and a step means the proxy's."""
+    assert in_variant(argv, variant) == runs
+
+
+STRAY = """
+name: stray
+flows:
+- {name: of nobody, from: 10.180.0.9, to: 203.0.113.2, port: 40001, source_port: 8080, flags: SA,
+   expect: {verdict: ACCEPT_UNTRANSLATED}}
+- {name: to loopback, from: 203.0.113.2, from_kind: external, to: 127.0.0.1, port: 22,
+   expect: {verdict: ACCEPT_UNTRANSLATED}}
+updates:
+- do: [{exec: [sysctl, -q, -w, net.ipv4.conf.all.route_localnet=1]}]
+  flows:
+  - {name: to loopback, from: 203.0.113.2, from_kind: external, to: 127.0.0.1, port: 22,
+     expect: {verdict: ACCEPT_UNTRANSLATED}}
+"""
+
+
+@pytest.mark.kernel
+def test_stray_packets_are_seen_where_they_arrive(runner: Runner) -> None:
+    """With no proxy a stray packet arrives, and one to loopback where the kernel lets it in."""
+    (case,) = parse(STRAY, where="here")
+    flows = runner.run(case, None).flows
+    assert [(flow.name, flow.passed) for flow in flows] == [
+        ("of nobody", True),
+        ("to loopback", False),
+        ("to loopback", True),
+    ]

@@ -1,0 +1,61 @@
+"""What the daemon tells after each sync: the status file, notices to a supervisor, lines of log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from kproxy import logs
+from kproxy.proxy import NodeProxy
+from kproxy.status import FileStatus, Notifier, StateDir, Status
+
+_log = logs.get("daemon")
+
+
+class Report:
+    """Knows what was told before, so that each thing is told once."""
+
+    def __init__(self, state: StateDir, notifier: Notifier, status: Status) -> None:
+        self._state = state
+        self._notifier = notifier
+        self.status = status
+
+    def refusals(self, refusals: Iterable[str]) -> None:
+        """Log what is newly left out, and what is no longer: each once."""
+        told = self.status.refusals
+        current = tuple(dict.fromkeys(refusals))
+        for line in current:
+            if line not in told:
+                _log.warning("left out", what=line)
+        for line in told:
+            if line not in current:
+                _log.info("no longer left out", what=line)
+        self.status = msgspec.structs.replace(self.status, refusals=current)
+
+    def publish(self, proxy: NodeProxy, files: dict[str, FileStatus], *, ok: bool) -> None:
+        """Write the status, then say so: who is told finds the new file."""
+        before = self.status
+        self.status = msgspec.structs.replace(
+            before,
+            ready=proxy.ready,
+            families=proxy.statuses,
+            objects=proxy.objects,
+            files=files if ok else before.files,
+            syncs=before.syncs + 1,
+            failures=before.failures + (not ok),
+            last_error="" if ok else proxy.error,
+        )
+        self._state.write(self.status)
+        if proxy.ready and not before.ready:
+            _log.info("ready", **proxy.totals)
+            self._notifier.send(READY="1")
+        line = proxy.error or ", ".join(f"{value} {name}" for name, value in proxy.totals.items())
+        self._notifier.send(
+            STATUS=line,
+            X_KPROXY_STATUS="changed",
+            X_KPROXY_STATE_DIR=str(self._state.path),
+        )
+
+    def stopping(self) -> None:
+        self._notifier.send(STOPPING="1")

@@ -1,0 +1,84 @@
+"""When to mend: at once, later in a fight; and the schedule that does it."""
+
+from __future__ import annotations
+
+from kproxy.repairs import FREE, LONGEST_DELAY, QUIET, Repairs
+from kproxy.sync import Run, Schedule
+
+
+def fight(repairs: Repairs, now: float, rounds: int) -> list[float]:
+    """Delays of repairs, each of which is undone at once."""
+    delays = []
+    for _ in range(rounds):
+        due = repairs.noticed(now)
+        delays.append(due - now)
+        now = due
+        repairs.mended(now)
+    return delays
+
+
+def test_a_lone_change_is_mended_at_once() -> None:
+    """And so are a few in a row."""
+    assert fight(Repairs(), 100.0, FREE) == [0.0] * FREE
+
+
+def test_a_fight_is_slowed_down() -> None:
+    """Each further repair waits twice as long, up to a bound."""
+    delays = fight(Repairs(), 100.0, FREE + 12)[FREE:]
+    assert delays[:4] == [0.5, 1.0, 2.0, 4.0]
+    assert delays[-1] == LONGEST_DELAY
+
+
+def test_quiet_ends_a_fight() -> None:
+    """After a time without changes the next one is mended at once."""
+    repairs = Repairs()
+    fight(repairs, 100.0, FREE + 4)
+    assert fight(repairs, 200.0 + QUIET, 1) == [0.0]
+
+
+def test_changes_before_the_repair_are_mended_with_it() -> None:
+    """They neither hurry nor delay it."""
+    repairs = Repairs()
+    fight(repairs, 100.0, FREE)
+    due = repairs.noticed(101.0)
+    assert repairs.pending
+    assert repairs.noticed(101.2) == due == 101.5
+    repairs.mended(101.5)
+    assert not repairs.pending
+
+
+def schedule() -> Schedule:
+    """One whose minimum gap has just been used up."""
+    made = Schedule(10.0, 30.0)
+    made.request()
+    for now in (0.0, 0.0):
+        made.start(now)
+        made.finish(now, ok=True)
+    return made
+
+
+def test_a_repair_does_not_wait_for_the_minimum_gap() -> None:
+    """It is full, whatever was asked for besides."""
+    made = schedule()
+    made.request()
+    assert made.due(1.0) == 10.0
+    made.mend(1.5)
+    assert made.due(1.0) == 1.5
+    assert made.start(1.5) == Run(full=True)
+    made.finish(1.6, ok=True)
+    assert made.due(1.6) == 31.6
+
+
+def test_a_partial_sync_does_not_cancel_a_repair() -> None:
+    """What was asked for comes first, the repair at its time; a full sync is the repair."""
+    made = schedule()
+    made.mend(20.0)
+    made.request()
+    assert made.due(10.0) == 10.0
+    assert made.start(10.0) == Run(full=False)
+    made.finish(10.1, ok=True)
+    assert made.due(10.1) == 20.0
+    made.request(full=True)
+    made.start(15.0)
+    made.finish(15.1, ok=True)
+    assert made.due(15.1) == 45.1

@@ -287,7 +287,8 @@ class Daemon:
         over = time.monotonic()
         self._schedule.finish(over, ok=ok)
         if self._mender is not None:
-            self._mender.synced(over, full=ok and all(one.full for one in self._proxy.records))
+            full = ok and all(one.full for one in self._proxy.records)
+            self._mender.synced(over, seconds=over - begun, full=full)
         self._monitor.ended(self._proxy.records)
         for record in self._proxy.records:
             if record.cleaned is not None:

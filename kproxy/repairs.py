@@ -1,7 +1,9 @@
-"""When to mend what another program changed: at once, and ever later in a fight. Pure.
+"""When to mend what another program changed: at once, and a little later in a fight. Pure.
 
 Two programs that each undo the other's work would keep both cores busy for nothing. A few repairs
-in a row are nobody's fight: one firewall that is reloaded changes several tables one by one.
+in a row are nobody's fight: one firewall that is reloaded changes several tables one by one. In a
+fight the waits follow what a repair costs, not how long the fight lasts: a firewall that is loaded
+every other second must not leave a small node without its services for half a minute.
 """
 
 from __future__ import annotations
@@ -10,8 +12,11 @@ from __future__ import annotations
 FREE = 5
 #: Seconds without a change by others after which a row has ended.
 QUIET = 10.0
-FIRST_DELAY = 0.5
+#: Seconds; with the half second in which a change is noticed, less than one.
+SHORTEST_DELAY = 0.25
 LONGEST_DELAY = 30.0
+#: Waits in a fight, as a multiple of the last repair: a quarter of the time goes into repairs.
+PER_COST = 3.0
 
 
 class Repairs:
@@ -20,6 +25,7 @@ class Repairs:
     def __init__(self) -> None:
         self._due: float | None = None
         self._last = float("-inf")
+        self._cost = 0.0
         #: Repairs in a row.
         self.row = 0
 
@@ -35,11 +41,12 @@ class Repairs:
             self._due = now + self._delay()
         return self._due
 
-    def mended(self, now: float) -> None:
-        """A sync has read the kernel and set it right."""
+    def mended(self, now: float, seconds: float) -> None:
+        """A sync of so many seconds has read the kernel and set it right."""
         if self._due is not None:
-            self._due, self._last = None, now
+            self._due, self._last, self._cost = None, now, seconds
 
     def _delay(self) -> float:
-        over = self.row - FREE
-        return min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(over - 1, 30)) if over > 0 else 0.0
+        if self.row <= FREE:
+            return 0.0
+        return min(LONGEST_DELAY, max(SHORTEST_DELAY, PER_COST * self._cost))

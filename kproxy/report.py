@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from kproxy import logs
+from kproxy.errors import KernelError
 from kproxy.proxy import NodeProxy
 from kproxy.status import FileStatus, Notifier, StateDir, Status
 
@@ -20,6 +21,7 @@ class Report:
         self._state = state
         self._notifier = notifier
         self.status = status
+        self._trouble = ""
 
     def refusals(self, refusals: Iterable[str]) -> None:
         """Log what is newly left out, and what is no longer: each once."""
@@ -46,7 +48,7 @@ class Report:
             failures=before.failures + (not ok),
             last_error="" if ok else proxy.error,
         )
-        self._state.write(self.status)
+        self._write()
         if proxy.ready and not before.ready:
             _log.info("ready", **proxy.totals)
             self._notifier.send(READY="1")
@@ -56,6 +58,17 @@ class Report:
             X_KPROXY_STATUS="changed",
             X_KPROXY_STATE_DIR=str(self._state.path),
         )
+
+    def _write(self) -> None:
+        """A full disk is told once, and ends no node's proxy."""
+        trouble = ""
+        try:
+            self._state.write(self.status)
+        except KernelError as failed:
+            trouble = str(failed)
+            if trouble != self._trouble:
+                _log.error("the status is not told", why=trouble)
+        self._trouble = trouble
 
     def stopping(self) -> None:
         self._notifier.send(STOPPING="1")

@@ -25,7 +25,7 @@ from typing import Self
 import msgspec
 
 from kproxy.core.objects import Value
-from kproxy.errors import CheckFailed, UsageError
+from kproxy.errors import CheckFailed, KernelError, UsageError
 from kproxy.sources.files import Identity, identity_of
 
 DEFAULT_STATE_DIR = "/run/kproxy"
@@ -93,7 +93,14 @@ class StateDir:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._prepare()
-        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as failed:
+            raise UsageError(
+                f"cannot be written: {failed.strerror}",
+                where=str(self.path),
+                hint="give --state-dir a directory that may be written",
+            ) from failed
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -108,12 +115,22 @@ class StateDir:
         os.write(self._lock, f"{os.getpid()}\n".encode())
 
     def write(self, status: Status) -> None:
-        """Replace the file as a whole: a reader sees the old one or the new one."""
+        """Replace the file as a whole: a reader sees the old one or the new one.
+
+        KernelError when it cannot be written: the old one stays.
+        """
         target, fresh = self.path / _FILE, self.path / f".{_FILE}"
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(status))
-        fresh.rename(target)
+        try:
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(msgspec.json.encode(status))
+            fresh.rename(target)
+        except OSError as failed:
+            raise KernelError(
+                f"cannot be written: {failed.strerror}",
+                where=str(target),
+                hint="make room, or make the directory again",
+            ) from failed
 
     def close(self) -> None:
         """Give the directory back; the last status stays for who asks what was."""

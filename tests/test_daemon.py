@@ -289,6 +289,24 @@ def test_cleanup_leaves_nothing(proxy: Proxy) -> None:
     assert (again.returncode, again.stdout) == (0, "nothing of kproxy was here\n")
 
 
+def test_it_serves_without_a_place_for_its_status(proxy: Proxy) -> None:
+    """A status that cannot be written is told once; changes are followed all the same, and the
+    status is there again when it can be."""
+    file, away = proxy.manifests / "web.yaml", proxy.state.with_name("away")
+    put(file, service())
+    proxy.start()
+    proxy.until_in_force(file)
+    proxy.state.rename(away)
+    for endpoint in ("10.180.0.2", "10.180.0.3"):
+        put(file, service(endpoint=endpoint))
+        proxy.until(lambda endpoint=endpoint: endpoint in proxy.rules())  # type: ignore[misc]
+    away.rename(proxy.state)
+    put(file, service(endpoint="10.180.0.4"))
+    proxy.until_in_force(file)
+    assert proxy.log.read_text().count("the status is not told") == 1
+    assert proxy.stop() == 0
+
+
 def test_one_daemon_for_one_state_directory(proxy: Proxy) -> None:
     """The second one refuses, naming the process that is there."""
     proxy.start()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from kproxy.repairs import FREE, LONGEST_DELAY, QUIET, Repairs
+import pytest
+
+from kproxy.backends.iptables.watch import PERIOD as LOOK_PERIOD
+from kproxy.repairs import FREE, LONGEST_DELAY, PER_COST, QUIET, SHORTEST_DELAY, Repairs
 from kproxy.sync import Run, Schedule
 
 
-def fight(repairs: Repairs, now: float, rounds: int) -> list[float]:
-    """Delays of repairs, each of which is undone at once."""
+def fight(repairs: Repairs, now: float, rounds: int, cost: float = 0.0) -> list[float]:
+    """Delays of repairs, each of which costs so many seconds and is undone at once."""
     delays = []
     for _ in range(rounds):
         due = repairs.noticed(now)
         delays.append(due - now)
-        now = due
-        repairs.mended(now)
+        now = due + cost
+        repairs.mended(now, cost)
     return delays
 
 
@@ -22,11 +25,18 @@ def test_a_lone_change_is_mended_at_once() -> None:
     assert fight(Repairs(), 100.0, FREE) == [0.0] * FREE
 
 
-def test_a_fight_is_slowed_down() -> None:
-    """Each further repair waits twice as long, up to a bound."""
-    delays = fight(Repairs(), 100.0, FREE + 12)[FREE:]
-    assert delays[:4] == [0.5, 1.0, 2.0, 4.0]
-    assert delays[-1] == LONGEST_DELAY
+@pytest.mark.parametrize(
+    ("cost", "delay"),
+    [(0.0, SHORTEST_DELAY), (0.05, SHORTEST_DELAY), (1.0, PER_COST), (60.0, LONGEST_DELAY)],
+)
+def test_a_fight_is_slowed_down(cost: float, delay: float) -> None:
+    """Each further repair waits by what the last one cost, however long the fight lasts."""
+    assert fight(Repairs(), 100.0, FREE + 12, cost)[FREE:] == pytest.approx([delay] * 12)
+
+
+def test_a_small_nodes_fight_keeps_to_a_second() -> None:
+    """The look at the tables, the wait and a repair of 0.1 s are less than a second together."""
+    assert max(fight(Repairs(), 100.0, 100, 0.1)) + LOOK_PERIOD + 0.1 < 1.0
 
 
 def test_quiet_ends_a_fight() -> None:
@@ -42,8 +52,8 @@ def test_changes_before_the_repair_are_mended_with_it() -> None:
     fight(repairs, 100.0, FREE)
     due = repairs.noticed(101.0)
     assert repairs.pending
-    assert repairs.noticed(101.2) == due == 101.5
-    repairs.mended(101.5)
+    assert repairs.noticed(101.2) == due == 101.0 + SHORTEST_DELAY
+    repairs.mended(101.5, 0.1)
     assert not repairs.pending
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kproxy import logs, status
-from kproxy.errors import CheckFailed, UsageError
+from kproxy.errors import CheckFailed, KernelError, UsageError
 from kproxy.sources.files import identity_of
 
 
@@ -78,6 +78,23 @@ def test_the_lock_is_free_after_close(tmp_path: Path) -> None:
         status.StateDir(tmp_path / "s")
     first.close()
     status.StateDir(tmp_path / "s").close()
+
+
+def test_a_lock_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    """The directory is there, but its lock may not be opened: wrong use, with the path."""
+    (tmp_path / "s" / "lock").mkdir(parents=True)
+    (tmp_path / "s").chmod(0o700)
+    with pytest.raises(UsageError, match=f"{tmp_path}/s: cannot be written"):
+        status.StateDir(tmp_path / "s")
+
+
+def test_a_status_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
+    """The directory went away: the file is named."""
+    state = status.StateDir(tmp_path / "s")
+    (tmp_path / "s").rename(tmp_path / "gone")
+    with pytest.raises(KernelError, match="cannot be written"):
+        state.write(status.Status(pid=1, node="n", mode="iptables", variant="nft", started_at=0.0))
+    state.close()
 
 
 def test_notifications_reach_the_receiver(tmp_path: Path) -> None:

@@ -1,18 +1,20 @@
 """An in-memory iptables kernel with real semantics, behind the same door as the host's tools.
 
 It takes restore text and gives save text. It refuses what the kernel and the tools refuse: unknown
-tables, chains, options and jumps, names that are too long, deleting what is in use or not empty.
-Each table is committed as a whole or stays as it was. It is a verified fake: one table of scripts
-is run here and on the kernel, and both must end alike.
+tables, chains, sets, options and jumps, names that are too long, deleting what is in use or not
+empty. Each table is committed as a whole or stays as it was. It is a verified fake: one table of
+scripts is run here and on the kernel, and both must end alike.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
-from kproxy.errors import CommandError
+from kproxy.errors import CommandError, NetlinkError
 
 #: table -> base chains.
 BASE_CHAINS: Mapping[str, tuple[str, ...]] = {
@@ -25,6 +27,7 @@ BASE_CHAINS: Mapping[str, tuple[str, ...]] = {
 OPTIONS: Mapping[str, Mapping[str, int]] = {
     "": {"-s": 1, "-d": 1, "-i": 1, "-p": 1},
     "comment": {"--comment": 1},
+    "set": {"--match-set": 2},
     "tcp": {"--dport": 1},
     "udp": {"--dport": 1},
     "sctp": {"--dport": 1},
@@ -61,6 +64,10 @@ MAX_COMMENT = 255
 _LONG_COMMENT = re.compile(rf'(--comment "[^"]{{{MAX_COMMENT}}})[^"]+"')
 
 
+#: The set that a rule asks.
+_ASKED = re.compile(r"--match-set (\S+) ")
+
+
 class _Refused(Exception):
     """What the tool would say."""
 
@@ -77,6 +84,7 @@ class FakeIptables:
             table: {chain: [] for chain in chains} for table, chains in BASE_CHAINS.items()
         }
         self.sysctls: dict[str, str] = {"net/ipv4/conf/all/route_localnet": "0"}
+        self.sets: dict[str, set[bytes]] = {}
         self.failures: list[str] = []
         self.texts: list[str] = []
         self._before: dict[str, str] = {}
@@ -103,6 +111,31 @@ class FakeIptables:
             rows += [rule for rules in content.values() for rule in rules]
             rows.append("COMMIT")
         return "\n".join(rows) + "\n"
+
+    def members(self, name: str) -> AbstractSet[bytes] | None:
+        return frozenset(self.sets[name]) if name in self.sets else None
+
+    def fill(self, name: str, members: Iterable[bytes], *, create: bool = False) -> None:
+        if create:
+            self.sets.setdefault(name, set())
+        self._set(name).update(members)
+
+    def drain(self, name: str, members: Iterable[bytes]) -> None:
+        self._set(name).difference_update(members)
+
+    def destroy(self, name: str, *, wait: bool = False) -> bool:
+        rules = (
+            rule for content in self.tables.values() for rows in content.values() for rule in rows
+        )
+        if any(asked == name for rule in rules for asked in _ASKED.findall(rule)):
+            return False
+        self.sets.pop(name, None)
+        return True
+
+    def _set(self, name: str) -> set[bytes]:
+        if name not in self.sets:
+            raise NetlinkError(f"no set {name}", errno.ENOENT)
+        return self.sets[name]
 
     def sysctl(self, name: str) -> str | None:
         return self.sysctls.get(name)
@@ -157,6 +190,9 @@ class FakeIptables:
         act = _VERBS.get(verb)
         if act is None:
             raise _Refused(f"unknown command {verb}")
+        for name in _ASKED.findall(rest) if verb in ("-A", "-I") else ():
+            if name not in self.sets:
+                raise _Refused(f"no set {name}")
         act(table, work, rest)
 
     def _declare(self, table: str, work: dict[str, list[str]], row: str) -> None:

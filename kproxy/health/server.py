@@ -72,6 +72,7 @@ class Servers:
                 }),
                 _Port("metrics", settings.metrics_bind_address, {
                     "/metrics": self._scraped,
+                    "/metrics/slis": self._indicators,
                     "/healthz": self._ok,
                     "/proxyMode": self._mode,
                     "/configz": self._configz,
@@ -163,13 +164,14 @@ class Servers:
         return web.Response(status=status, body=body.encode(), headers=answers.HEADERS)
 
     async def _scraped(self, request: web.Request) -> web.StreamResponse:
-        from aiohttp import web
-
         assert self._metrics is not None
-        accept = ",".join(request.headers.getall("Accept", ()))
         # In a thread: of a large cluster it takes a moment to count the rules.
-        body, content_type = await asyncio.to_thread(self._metrics.text, accept)
-        return web.Response(body=body, headers={"Content-Type": content_type})
+        return _exposition(*await asyncio.to_thread(self._metrics.text, _accepted(request)))
+
+    async def _indicators(self, request: web.Request) -> web.StreamResponse:
+        from kproxy.health import slis
+
+        return _exposition(*slis.text(self._monitor.verdict(), _accepted(request)))
 
     async def _ok(self, request: web.Request) -> web.StreamResponse:
         return _plain("ok")
@@ -188,6 +190,17 @@ def preload() -> None:
     """Load what the servers need, so that making them is quick. Good for before a fork, too."""
     importlib.import_module("aiohttp.web")
     importlib.import_module("kproxy.metrics")
+    importlib.import_module("kproxy.health.slis")
+
+
+def _accepted(request: web.Request) -> str:
+    return ",".join(request.headers.getall("Accept", ()))
+
+
+def _exposition(body: bytes, content_type: str) -> web.Response:
+    from aiohttp import web
+
+    return web.Response(body=body, headers={"Content-Type": content_type})
 
 
 def _plain(text: str) -> web.Response:

@@ -27,6 +27,7 @@ from kproxy.core.snapshot import LocalDetector
 from kproxy.core.tracker import Tracker
 from kproxy.kernel import netns, sysctl
 from kproxy.kernel.command import run
+from kproxy.kernel.ipset import IpSets
 from tests.factories import make_endpoint, make_port, make_service, make_settings, make_slice
 
 pytestmark = pytest.mark.kernel
@@ -119,7 +120,10 @@ class Wire:
         self.env = {"XTABLES_LOCKFILE": lock}
 
     def load(self, wanted) -> None:
-        """Put the rules into the kernel."""
+        """Put the rules into the kernel, and the sets that they ask, empty."""
+        with IpSets(Family.IPV4) as sets:
+            for name in {rule.source_set for rule in wanted} - {""}:
+                sets.create(name)
         text = []
         for table in dict.fromkeys(rule.table for rule in wanted):
             mine = [rule for rule in wanted if rule.table is table]

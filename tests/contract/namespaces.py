@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,13 +49,16 @@ def restored(
     chains: Sequence[str],
 ) -> dict[Table, list[str]]:
     """What the save tool prints after these rows were restored into new ``chains``; chain by
-    chain, in the order in which they first occur in ``rows``."""
+    chain, in the order in which they first occur in ``rows``. Sets that they ask are there,
+    empty."""
     text = "".join(
         "\n".join([f"*{table}", *(f":{chain} - [0:0]" for chain in chains), *lines, "COMMIT", ""])
         for table, lines in rows.items()
     )
     with scratch():
         door = ToolDoor(family, variant)
+        for name in re.findall(r"--match-set (\S+) ", text):
+            door.fill(name, (), create=True)
         door.restore([text.encode()])
         saved = parse(door.save())
     return {

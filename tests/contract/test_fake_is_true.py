@@ -59,6 +59,8 @@ SCRIPTS = [
         "*nat\n-A B -j ACCEPT\nCOMMIT\n*filter\n-A NONE -j DROP\nCOMMIT\n",
         False,
     ),
+    ("ask a set", "*nat\n-A B -m set --match-set KP src,src -j ACCEPT\nCOMMIT\n", True),
+    ("ask a missing set", "*nat\n-A B -m set --match-set NO src,src -j ACCEPT\nCOMMIT\n", False),
     ("a bad line undoes its table", "*nat\n-A B -j ACCEPT\n-A NONE -j DROP\nCOMMIT\n", False),
 ]
 
@@ -66,6 +68,7 @@ SCRIPTS = [
 def ended(door: Door, script: str) -> tuple[bool, Saved]:
     """Whether the script was taken, and the nat and filter tables afterwards."""
     # filter as well: the tools list no table that was never used.
+    door.fill("KP", (), create=True)
     door.restore([f"{BEGIN}*filter\n:F - [0:0]\nCOMMIT\n".encode()])
     try:
         door.restore([script.encode()])

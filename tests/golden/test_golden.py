@@ -15,7 +15,6 @@ import yaml
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.host import Machine
-from kproxy.backends.iptables.render import Desired
 from kproxy.backends.iptables.rules import Table
 from kproxy.config import config_from_mapping
 from kproxy.core.decode import decode_objects
@@ -23,7 +22,6 @@ from kproxy.core.events import Delta
 from kproxy.core.objects import Family, Refusal
 from kproxy.core.planner import Planner
 from kproxy.core.settings import node_settings
-from kproxy.core.snapshot import Snapshot
 from kproxy.core.tracker import Tracker
 
 FOLDER = Path(__file__).parent
@@ -40,6 +38,7 @@ class Computed:
     def __init__(self, config: dict[str, Any], objects: str) -> None:
         node = {**_DEFAULT_NODE, **config.pop("node", {})}
         elsewhere = config.pop("endpointsElsewhere", 0)
+        self.machine = Machine(**config.pop("machine", {}))
         settings, warnings = config_from_mapping(config)
         assert warnings == ()
         found, self.refusals = decode_objects(yaml.safe_load_all(objects))
@@ -59,11 +58,11 @@ class Computed:
         return "".join(f"{refusal}\n" for refusal in refusals)
 
     def all(self, family: Family) -> str:
-        return "".join(_backend(family).text(self.snapshots[family]))
+        return "".join(self._backend(family).text(self.snapshots[family]))
 
     def rules(self, family: Family, table: Table) -> str:
         """The lines of dispatch chains and of services' chains, in the order of sending."""
-        desired = _desired(self.snapshots[family])
+        desired = self._backend(family).render(self.snapshots[family], None)
         texts = [
             text
             for block in desired.blocks.values()
@@ -72,13 +71,8 @@ class Computed:
         texts += [text for place, text in desired.dispatch.items() if place[0] is table]
         return "".join(texts)
 
-
-def _backend(family: Family) -> IptablesBackend:
-    return IptablesBackend(family, "legacy", machine=Machine())
-
-
-def _desired(snapshot: Snapshot) -> Desired:
-    return _backend(snapshot.family).render(snapshot, None)
+    def _backend(self, family: Family) -> IptablesBackend:
+        return IptablesBackend(family, "legacy", machine=self.machine)
 
 
 SECTIONS: dict[str, Callable[[Computed], str]] = {

@@ -167,6 +167,31 @@ def test_the_metrics_server() -> None:
     run(work)
 
 
+def test_the_indicators_follow_the_health() -> None:
+    """Each check stands for itself: a sync that is due, and a node that is to be removed."""
+
+    async def work() -> None:
+        monitor = monitor_of()
+
+        async def checks() -> dict[str, str]:
+            answer = await get("/metrics/slis", METRICS)
+            assert answer.status == 200
+            assert answer.headers["content-type"].startswith("text/plain; version=")
+            lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
+            return {check: value for check, _, value in (line.rpartition(" ") for line in lines)}
+
+        sync = 'kubernetes_healthcheck{name="sync-IPv4",type="livez"}'
+        node = 'kubernetes_healthcheck{name="node-eligible",type="healthz"}'
+        async with serving(Config(), monitor):
+            assert await checks() == {sync: "0.0", node: "1.0"}
+            monitor.began()
+            monitor.ended(done())
+            monitor.eligible = False
+            assert await checks() == {sync: "1.0", node: "0.0"}
+
+    run(work)
+
+
 def test_requests_wait_for_the_first_sync() -> None:
     """The port is there at once; who asks before the servers are loaded is answered then."""
 

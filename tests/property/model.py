@@ -56,6 +56,7 @@ class World:
     node_port_addresses: tuple[str, ...] = ()
     localhost_node_ports: bool = True
     drop_invalid: bool = True
+    asks_sets: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,11 @@ def expected(world: World, packet: Packet) -> Expected:
         return Expected(UNTOUCHED, accepted=True, seen=frozenset({"health check accepted"}))
     forwarded = not sent and not to_node
     if packet.ctstate == "INVALID" and forwarded and world.drop_invalid:
-        return Expected(DROPPED, seen=frozenset({"invalid dropped"}))
+        if not world.asks_sets:
+            return Expected(DROPPED, seen=frozenset({"invalid dropped"}))
+        if is_endpoint(world, packet):
+            return Expected(DROPPED, seen=frozenset({"invalid of an endpoint dropped"}))
+        return Expected(UNTOUCHED, seen=frozenset({"invalid of others untouched"}))
     if packet.ctstate == "ESTABLISHED" and forwarded:
         return Expected(UNTOUCHED, accepted=True, seen=frozenset({"established accepted"}))
     return Expected(UNTOUCHED, seen=frozenset({f"{packet.ctstate} untouched"}))
@@ -291,6 +296,33 @@ def usable(world: World, claim: Claim, family: Family):
                 elif entry.serving and entry.terminating:
                     draining[entry.address, port.port] = entry
     return ready, {place: entry for place, entry in draining.items() if place not in ready}
+
+
+def is_endpoint(world: World, packet: Packet) -> bool:
+    """Whether the packet comes from where some service port may send packets."""
+    family = family_of(packet.source)
+    offered = list(claims(world, family))
+    for claim in offered:
+        if claim.kind == HEALTH or claim.port.protocol is not packet.protocol:
+            continue
+        service, ready, draining = claim.service, *usable(world, claim, family)
+        own = [
+            one
+            for one in offered
+            if one.service == service
+            and min(claims_on(world, one.spot, family), key=Claim.precedence) == one
+        ]
+        kept = {one.kind for one in own if one.place == claim.place}
+        outside = kept & {BALANCER, EXTERNAL_IP, NODE_PORT}
+        if not (kept or any(one.kind == HEALTH for one in own)):
+            continue
+        policies = {service.internal_policy} | ({service.external_policy} if outside else set())
+        chosen = on_node(world, ready, draining) if TrafficPolicy.LOCAL in policies else []
+        if outside or TrafficPolicy.CLUSTER in policies:
+            chosen += narrowed(world, ready, set()) or list(draining)
+        if (packet.source, packet.sport) in chosen:
+            return True
+    return False
 
 
 def on_node(world: World, ready, draining):

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
+from kproxy.backends.iptables.endpoint_set import NAMES, sources
 from kproxy.backends.iptables.render import context_of, render_rules
 from kproxy.backends.iptables.walk import Fate, Walk, Walker, split_endpoint, steps_of
 from kproxy.config import Config, DetectLocal, Iptables
@@ -84,14 +85,15 @@ def config_of(world):
 
 
 def rules_of(world, family):
-    """The rules of a world, by all that lies between objects and rules."""
+    """The rules of a world, by all that lies between objects and rules, and the sets they ask."""
     labels = (("topology.kubernetes.io/zone", world.zone),) if world.zone else ()
     node = Node(world.node, labels, world.addresses)
     settings = node_settings(config_of(world), node, world.node, family, world.local)
     tracker = Tracker()
     tracker.apply(Delta((*world.services, *world.slices)))
     snapshot = Planner(family).plan(tracker, settings)
-    return render_rules(snapshot, context_of(snapshot, drop_invalid=world.drop_invalid))
+    context = context_of(snapshot, drop_invalid=world.drop_invalid, endpoint_set=world.asks_sets)
+    return render_rules(snapshot, context), {NAMES[family]: sources(snapshot)}
 
 
 def outcome_of(walk: Walk):
@@ -179,6 +181,8 @@ SPECIAL = {
     "hinted by node",
     "hinted by zone",
     "invalid dropped",
+    "invalid of an endpoint dropped",
+    "invalid of others untouched",
     "masqueradeAll",
     "NEW untouched",
     "INVALID untouched",
@@ -224,8 +228,8 @@ def test_packets_meet_the_model(family):
     @BUDGET
     @given(world=worlds(), seed=st.integers(0, 1 << 16))
     def check(world, seed):
-        rules = rules_of(world, family)
-        walker, affinity = Walker(rules, world.local), Affinity()
+        rules, sets = rules_of(world, family)
+        walker, affinity = Walker(rules, world.local, sets), Affinity()
         sent = random.Random(seed).choices(packets(world, family), k=PACKETS)
         for packet in dict.fromkeys(sent):
             expected = model.expected(world, packet)

@@ -7,6 +7,8 @@ hints are facts of its address: entries that contradict each other have no right
 
 from __future__ import annotations
 
+from itertools import cycle, product
+
 from hypothesis import strategies as st
 
 from kproxy.backends.iptables.walk import Packet
@@ -246,6 +248,7 @@ def worlds(draw):
         node_port_addresses=draw(st.sampled_from((*NODE_PORT_ADDRESSES, (), ()))),
         localhost_node_ports=draw(st.booleans()),
         drop_invalid=draw(st.booleans()),
+        asks_sets=draw(st.sampled_from((True, True, False))),
     )
 
 
@@ -272,15 +275,19 @@ def targets(world: World, family: Family):
 
 
 def packets(world: World, family: Family) -> list[Packet]:
-    """Every client to every target, and for each target two packets that are no first ones."""
+    """Every client to every target, and for each target three packets that are no first ones:
+    one of them comes from where an endpoint may be."""
     aims = targets(world, family)
     own = [(ip, "") for ip in world.local if family_of(ip) is family]
     outside, device = SENDERS[family][3]
     found = []
+    pods = cycle(product(PODS[family], (8080, 8081)))
     for aim in aims:
         clients = [*SENDERS[family], *own]
         if aim[0] == LOOPBACK[family]:
             clients.append((LOOPBACK[family], ""))
         found += [Packet(source, *aim, device) for source, device in clients]
         found += [Packet(outside, *aim, device, state) for state in ("INVALID", "ESTABLISHED")]
+        pod, port = next(pods)
+        found.append(Packet(pod, *aim, device, "INVALID", port))
     return found

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 
+from kproxy import logs
 from kproxy.backends.base import Applied
 from kproxy.backends.iptables import host
 from kproxy.backends.iptables.cleanup import cleanup_calls
 from kproxy.backends.iptables.diff import Patch, diff
 from kproxy.backends.iptables.door import Door, ToolDoor, tool
+from kproxy.backends.iptables.endpoint_set import NAMES
 from kproxy.backends.iptables.fixed import SYSCTLS
 from kproxy.backends.iptables.held import Held, held, parse, settled
 from kproxy.backends.iptables.host import Machine
 from kproxy.backends.iptables.refusal import refusal
 from kproxy.backends.iptables.render import Desired, context_of, render
+from kproxy.backends.iptables.rules import Table
 from kproxy.backends.iptables.script import COMMIT, Call, Variant, calls
 from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import Snapshot
-from kproxy.errors import CommandError
+from kproxy.errors import CommandError, KernelError
 from kproxy.kernel import command
+
+_log = logs.get("iptables")
 
 #: Bytes handed to the tool at once: what a pipe holds.
 _CHUNK = 64 * 1024
@@ -47,11 +54,18 @@ class IptablesBackend:
         self.variant = Variant(variant)
         self.door = ToolDoor(family, self.variant) if door is None else door
         self._machine = machine
+        self._set = NAMES[family]
 
     @property
     def machine(self) -> Machine:
         if self._machine is None:
             self._machine = host.machine(self.family, self.variant)
+            if self._machine.drop_invalid and not self._machine.endpoint_set:
+                _log.warning(
+                    "INVALID packets of anybody are dropped: rules cannot ask a set of endpoints",
+                    family=int(self.family),
+                    hint="try: modprobe -a ip_set_hash_ipport xt_set",
+                )
         return self._machine
 
     def probe(self) -> None:
@@ -62,12 +76,13 @@ class IptablesBackend:
             snapshot,
             random_fully=self.machine.random_fully,
             drop_invalid=self.machine.drop_invalid,
+            endpoint_set=self.machine.endpoint_set,
         )
         return render(snapshot, context, previous)
 
     def read(self) -> Held:
         sysctls = {name: self.door.sysctl(name) for name, _, _ in SYSCTLS}
-        return held(parse(self.door.save()), self.family, sysctls)
+        return held(parse(self.door.save()), self.family, sysctls, self.door.members(self._set))
 
     def settled(self, desired: Desired) -> Held:
         return settled(desired)
@@ -95,13 +110,21 @@ class IptablesBackend:
         Of a large change in the nft variant the calls before it stay in force: whole chains that
         nothing leads to yet, or whole new contents of services that were served before.
         """
-        counter = _Counter()
+        counter, members = _Counter(), patch.members
+        filling = self._fill(patch)
         for number, call in enumerate(self.script(patch)):
             try:
-                self.door.restore(_chunks(counter.count(call)))
+                self.door.restore(_chunks(_behind(filling, counter.count(call))))
             except CommandError as error:
+                with suppress(KernelError):
+                    filling()
                 again = next(islice(self.script(patch), number, None))
                 raise refusal(error, "".join(again), patch) from error
+        filling()
+        if members.gone:
+            self.door.drain(self._set, members.gone)
+        if members.destroy:
+            self.door.destroy(self._set, wait=True)
         # After the rules: route_localnet without the guard would open 127.0.0.1 to neighbours.
         for name, value in patch.sysctls:
             self.door.set_sysctl(name, value)
@@ -111,6 +134,23 @@ class IptablesBackend:
             tables=tuple(sorted(counter.tables.items())),
             transactions=counter.commits,
         )
+
+    def _fill(self, patch: Patch) -> Callable[[], object]:
+        """Bring members in, before the rule that asks for them and before those that make them
+        answer. Call what is returned to wait for it: a first sync needs not, as long as it writes
+        services' chains, and the tool is what takes the time."""
+        members = patch.members
+        if members.create:
+            self.door.fill(self._set, (), create=True)
+        if members.added and patch.first:
+            # The thread is born in the namespace of this one.
+            pool = ThreadPoolExecutor(1, thread_name_prefix="set")
+            filled = pool.submit(self.door.fill, self._set, members.added)
+            pool.shutdown(wait=False)
+            return filled.result
+        if members.added:
+            self.door.fill(self._set, members.added)
+        return lambda: None
 
     def cleanup(self) -> None:
         """Both variants of this family: a node may have changed from one to the other."""
@@ -126,6 +166,9 @@ class IptablesBackend:
                     continue
                 door = ToolDoor(self.family, variant, records=door.records)
             _clean(door, self.family, variant)
+        if not self.door.destroy(self._set, wait=True):
+            # A rule of somebody else asks it: it is left there, and says no.
+            self.door.drain(self._set, self.door.members(self._set) or ())
 
 
 def sweep(family: Family, variant: Variant) -> bool:
@@ -133,7 +176,12 @@ def sweep(family: Family, variant: Variant) -> bool:
     whether there were any."""
     if command.find(tool(family, variant, "save")) is None:
         return False
-    return _clean(ToolDoor(family, variant), family, variant)
+    door = ToolDoor(family, variant)
+    found = _clean(door, family, variant)
+    if found:
+        # Where rules of our own variant ask it, it stays.
+        door.destroy(NAMES[family])
+    return found
 
 
 def _clean(door: Door, family: Family, variant: Variant) -> bool:
@@ -142,6 +190,14 @@ def _clean(door: Door, family: Family, variant: Variant) -> bool:
         door.restore(_chunks(call))
         found = True
     return found
+
+
+def _behind(filling: Callable[[], object], pieces: Iterable[str]) -> Iterator[str]:
+    """Table filter, which has the rule that asks, waits until there is something to ask."""
+    for piece in pieces:
+        if piece == f"*{Table.FILTER}\n":
+            filling()
+        yield piece
 
 
 class _Counter:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from kproxy.backends.iptables import chains
+from kproxy.backends.iptables.endpoint_set import SetChange, change
 from kproxy.backends.iptables.fixed import wanted_sysctls
 from kproxy.backends.iptables.held import Held, Line
 from kproxy.backends.iptables.render import Block, Desired, Place
@@ -32,8 +33,8 @@ class Patch(Value, frozen=True, eq=False):
     ``doomed`` chains of nat that nobody needs any more (``kept``: emptied only, since a foreign
     rule goes there), ``jumps`` lines for the top of base chains, ``surplus`` repeats of them to
     take away, ``guard`` lines to add to the chain shared with the kubelet (``declare_guard``: it
-    has to be made), ``sysctls`` to set. ``full``: the kernel was read for this;
-    ``first``: it held no service of ours.
+    has to be made), ``members`` what becomes of the set of endpoints, ``sysctls`` to set. ``full``:
+    the kernel was read for this; ``first``: it held no service of ours.
     """
 
     desired: Desired
@@ -47,10 +48,11 @@ class Patch(Value, frozen=True, eq=False):
     surplus: tuple[Line, ...] = ()
     guard: tuple[str, ...] = ()
     declare_guard: bool = False
+    members: SetChange = SetChange()
     sysctls: tuple[tuple[str, str], ...] = ()
 
     def __bool__(self) -> bool:
-        return self.rules or bool(self.sysctls)
+        return self.rules or bool(self.members or self.sysctls)
 
     def ports(self) -> Iterator[PortName]:
         """The service ports of which something is written, each once. Those with lines in a chain
@@ -129,8 +131,16 @@ def _from_believed(desired: Desired, before: Desired) -> Patch:
         places=tuple(places),
         doomed=tuple(sorted(doomed)),
         guard=tuple(row for row in desired.guard if row not in before.guard),
+        members=_members_since(desired, before),
         sysctls=tuple(sorted(wanted_sysctls(desired.context) - wanted_sysctls(before.context))),
     )
+
+
+def _members_since(desired: Desired, before: Desired) -> SetChange:
+    now, then = desired.members, before.members
+    if now is not None and then is not None:
+        return now.since(then)
+    return SetChange() if now is then else change(desired.endpoints, before.endpoints)
 
 
 def _differing(desired: Desired, before: Desired) -> tuple[Iterable[PortName], Iterable[PortName]]:
@@ -181,6 +191,7 @@ def _from_read(desired: Desired, actual: Held) -> Patch:
         surplus=tuple(sorted((-absent).elements())),
         guard=tuple(row for row in desired.guard if row not in (shared or ())),
         declare_guard=shared is None,
+        members=change(desired.endpoints, actual.members),
         sysctls=tuple(sorted(sysctls)),
     )
 

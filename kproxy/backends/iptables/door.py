@@ -1,4 +1,4 @@
-"""The door to the kernel's iptables: two tools, and the few sysctls that the rules need.
+"""The door to the kernel's iptables: two tools, the set that a rule asks, the sysctls.
 
 The tools act in the network namespace of the calling thread. ``XTABLES_LOCKFILE`` in the
 environment names the lock of the legacy tools: it is one file for all namespaces of a host, so a
@@ -8,7 +8,9 @@ lab gives each node its own.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Protocol
 
@@ -16,9 +18,13 @@ from kproxy.backends.iptables.script import Variant
 from kproxy.core.objects import Family
 from kproxy.errors import KernelError
 from kproxy.kernel import command, sysctl
+from kproxy.kernel.ipset import IpSets
 
 #: Seconds that the legacy tools wait for the lock: kube-proxy's choice.
 _LOCK_WAIT = "5"
+
+#: Seconds to wait for a set: nf_tables frees a deleted rule, which holds it, a grace period later.
+_LET_GO = 1.0
 
 _PREFIX = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 _FOREIGN_TABLE = re.compile(rb"^# Table `(nat|filter|mangle)' is incompatible", re.MULTILINE)
@@ -41,6 +47,19 @@ class Door(Protocol):
 
     def save(self) -> str:
         """All tables as the save tool prints them."""
+
+    def members(self, name: str) -> AbstractSet[bytes] | None:
+        """Members of a set, packed; None when there is no such set as :meth:`fill` makes."""
+
+    def fill(self, name: str, members: Iterable[bytes], *, create: bool = False) -> None:
+        """Put members into a set. NetlinkError when refused: there may be some of them in it."""
+
+    def drain(self, name: str, members: Iterable[bytes]) -> None:
+        """Take members out of a set."""
+
+    def destroy(self, name: str, *, wait: bool = False) -> bool:
+        """Whether there is no such set now: a rule that uses it keeps it. ``wait``: such a rule
+        has just been deleted, and the kernel may need a moment to let go."""
 
     def sysctl(self, name: str) -> str | None:
         """Current value, None when this kernel has no such sysctl."""
@@ -77,6 +96,29 @@ class ToolDoor:
                 hint=f"see: nft list table {family} {table}",
             )
         return text.decode()
+
+    def members(self, name: str) -> AbstractSet[bytes] | None:
+        with IpSets(self.family) as sets:
+            return sets.members(name)
+
+    def fill(self, name: str, members: Iterable[bytes], *, create: bool = False) -> None:
+        with IpSets(self.family) as sets:
+            if create:
+                sets.create(name)
+            sets.add(name, members)
+
+    def drain(self, name: str, members: Iterable[bytes]) -> None:
+        with IpSets(self.family) as sets:
+            sets.remove(name, members)
+
+    def destroy(self, name: str, *, wait: bool = False) -> bool:
+        end = time.monotonic() + (_LET_GO if wait else 0)
+        with IpSets(self.family) as sets:
+            while not sets.destroy(name):
+                if time.monotonic() >= end:
+                    return False
+                time.sleep(_LET_GO / 100)
+        return True
 
     def sysctl(self, name: str) -> str | None:
         return sysctl.read(name)

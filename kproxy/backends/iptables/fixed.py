@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kproxy.backends.iptables import chains
+from kproxy.backends.iptables import chains, endpoint_set
 from kproxy.backends.iptables.rules import (
     Accept,
     Drop,
@@ -72,9 +72,10 @@ def fixed_rules(context: Context) -> dict[tuple[Table, str], list[Rule]]:
 
 def _forward_rules(context: Context, bit: int) -> Iterator[Rule]:
     if context.drop_invalid:
-        # A packet that conntrack cannot place is not translated back: forwarded, it would reach
-        # the client from an address that it never spoke to, and be answered by a reset.
-        yield Rule(Table.FILTER, chains.FORWARD, Drop(), ctstate=("INVALID",))
+        # A reply that conntrack cannot place is not translated back: forwarded, it would reach the
+        # client from an address that it never spoke to, and be answered by a reset.
+        name = endpoint_set.NAMES[context.family] if context.uses_set else ""
+        yield Rule(Table.FILTER, chains.FORWARD, Drop(), ctstate=("INVALID",), source_set=name)
     yield Rule(
         Table.FILTER,
         chains.FORWARD,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.fixed import LOCALNET_GUARD
@@ -56,11 +57,12 @@ class Held:
     ``tables``: chain -> its lines, for the chains that are ours alone. ``guard``: our lines in the
     chain shared with the kubelet, None when there is no such chain. ``jumps``: lines of base chains
     that are ours to the letter, sorted, with repeats. ``pinned``: chains of ours to which a foreign
-    rule goes, so that the kernel will not delete them. ``desired``: what is believed to be in force
-    after a good apply; then ``tables`` is made of it when somebody looks.
+    rule goes, so that the kernel will not delete them. ``members`` is the set of endpoints, None
+    when there is none. ``desired``: what is believed to be in force after a good apply; then
+    ``tables`` and ``members`` are made of it when somebody looks.
     """
 
-    __slots__ = ("_tables", "desired", "guard", "jumps", "pinned", "sysctls")
+    __slots__ = ("_members", "_tables", "desired", "guard", "jumps", "pinned", "sysctls")
 
     def __init__(
         self,
@@ -70,8 +72,10 @@ class Held:
         jumps: tuple[Line, ...] = (),
         pinned: frozenset[Place] = frozenset(),
         sysctls: Mapping[str, str | None] | None = None,
+        members: AbstractSet[bytes] | None = None,
         desired: Desired | None = None,
     ) -> None:
+        self._members = members
         self._tables = tables
         self.guard = guard
         self.jumps = jumps
@@ -85,12 +89,18 @@ class Held:
             self._tables = _tables_of(self.desired) if self.desired is not None else {}
         return self._tables
 
+    @property
+    def members(self) -> AbstractSet[bytes] | None:
+        if self.desired is not None:
+            return self.desired.endpoints
+        return self._members
+
     def __eq__(self, other: object) -> bool:
         """Equal rules in force. Sysctls and foreign rules are looked at, but are not ours."""
         if not isinstance(other, Held):
             return NotImplemented
-        mine = (self.guard, self.jumps, self.tables)
-        return mine == (other.guard, other.jumps, other.tables)
+        mine = (self.guard, self.jumps, self.members, self.tables)
+        return mine == (other.guard, other.jumps, other.members, other.tables)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -115,7 +125,12 @@ def _tables_of(desired: Desired) -> dict[Table, dict[str, str]]:
     return tables
 
 
-def held(saved: Saved, family: Family, sysctls: Mapping[str, str | None] | None = None) -> Held:
+def held(
+    saved: Saved,
+    family: Family,
+    sysctls: Mapping[str, str | None] | None = None,
+    members: AbstractSet[bytes] | None = None,
+) -> Held:
     """Ours, picked out of everything that is in force."""
     ours = {(rule.table, line(rule, family)) for rule in chains.JUMPS}
     tables: dict[Table, dict[str, str]] = {table: {} for table in Table}
@@ -139,4 +154,5 @@ def held(saved: Saved, family: Family, sysctls: Mapping[str, str | None] | None 
         jumps=tuple(sorted(jumps)),
         pinned=frozenset(pinned),
         sysctls=sysctls,
+        members=members,
     )

@@ -9,7 +9,7 @@ from kproxy.backends.iptables.door import ToolDoor, tool
 from kproxy.backends.iptables.rules import Table
 from kproxy.backends.iptables.script import Variant
 from kproxy.core.objects import Family, Value
-from kproxy.errors import CommandError, MachineError
+from kproxy.errors import CommandError, KernelError, MachineError, NetlinkError
 from kproxy.kernel import command, netns, sysctl
 
 _BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
@@ -23,6 +23,7 @@ class Machine(Value, frozen=True):
 
     random_fully: bool = True
     drop_invalid: bool = True
+    endpoint_set: bool = True
 
 
 def machine(family: Family, variant: Variant) -> Machine:
@@ -32,6 +33,7 @@ def machine(family: Family, variant: Variant) -> Machine:
         # With tcp_be_liberal conntrack calls fewer packets INVALID, and those are better let
         # through (kubernetes issue 117924).
         drop_invalid=sysctl.read(_BE_LIBERAL) in (None, "0"),
+        endpoint_set=asks_sets(family, variant),
     )
 
 
@@ -159,6 +161,28 @@ def probe(family: Family, variant: Variant) -> None:
         f"iptables ({variant}, IPv{family.value}) cannot do {names}: {said}",
         hint=f"try: modprobe -a {modules} (kernel option CONFIG_{feature.option})",
     )
+
+
+#: A rule that asks a set, which a proxy can do without.
+_ASKS = Feature("sets", Table.FILTER, "-m set --match-set KP src,src", "xt_set", "NETFILTER_XT_SET")
+
+
+def asks_sets(family: Family, variant: Variant) -> bool:
+    """Whether this kernel has sets of addresses and ports, and rules can ask them.
+
+    Tried in a scratch namespace. KernelError when the lock of the tools is held: then it is not
+    known.
+    """
+    door = ToolDoor(family, variant)
+    with netns.fresh():
+        try:
+            door.fill("KP", (), create=True)
+        except NetlinkError:
+            return False
+        said = _tried(door, (_ASKS,))
+    if said is not None and "xtables lock" in said:
+        raise KernelError(f"{tool(family, variant, 'restore')}: {said}", hint="it is tried again")
+    return said is None
 
 
 #: Chains that the kubelet makes, so that others see which variant it speaks.

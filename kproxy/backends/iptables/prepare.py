@@ -10,6 +10,7 @@ import msgspec
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.apply import IptablesBackend
+from kproxy.backends.iptables.endpoint_set import SetChange
 from kproxy.backends.iptables.held import target_of
 from kproxy.core.snapshot import Snapshot
 
@@ -29,6 +30,7 @@ def prepare(backend: IptablesBackend, snapshot: Snapshot) -> tuple[tuple[str, st
         doomed=(),
         kept=(),
         surplus=(),
+        members=SetChange(),
         jumps=tuple(j for j in patch.jumps if target_of(j[1]) == chains.KUBELET_FIREWALL),
     )
     backend.apply(guarded)

@@ -12,8 +12,10 @@ to :func:`kproxy.backends.iptables.service.service_rules` printed rule by rule.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from kproxy.backends.iptables import chains
+from kproxy.backends.iptables.endpoint_set import Members
 from kproxy.backends.iptables.fixed import fixed_rules, guard_rules, node_port_jumps
 from kproxy.backends.iptables.overlap import overlap
 from kproxy.backends.iptables.rules import Rule, Table
@@ -142,10 +144,11 @@ class Desired:
 
     ``blocks`` are in the order of their names, so that equal plans give equal text. ``fixed`` holds
     the chains of :data:`chains.FIXED`, ``guard`` our lines in the chain shared with the kubelet,
-    ``jumps`` the lines of base chains, in the order in which they are put at the top.
+    ``jumps`` the lines of base chains, in the order in which they are put at the top, ``members``
+    the set of endpoints that a rule asks for, None when none does.
     """
 
-    __slots__ = ("_dispatch", "blocks", "context", "fixed", "guard", "jumps", "snapshot")
+    __slots__ = ("_dispatch", "blocks", "context", "fixed", "guard", "jumps", "members", "snapshot")
 
     def __init__(
         self,
@@ -153,15 +156,22 @@ class Desired:
         context: Context,
         blocks: dict[PortName, Block],
         dispatch: Mapping[Place, str] | None = None,
+        members: Members | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.context = context
         self.blocks = blocks
         self._dispatch = dispatch
+        self.members = (members or Members(snapshot.ports)) if context.uses_set else None
         family = context.family
         self.fixed = {place: lines(rules, family) for place, rules in fixed_rules(context).items()}
         self.guard = tuple(line(rule, family) for rule in guard_rules(context))
         self.jumps = tuple((rule.table, line(rule, family)) for rule in chains.JUMPS)
+
+    @property
+    def endpoints(self) -> AbstractSet[bytes] | None:
+        """What the set has to hold; None: there has to be none."""
+        return None if self.members is None else self.members.all
 
     @property
     def dispatch(self) -> Mapping[Place, str]:
@@ -199,7 +209,11 @@ class Desired:
 
 
 def context_of(
-    snapshot: Snapshot, *, random_fully: bool = True, drop_invalid: bool = True
+    snapshot: Snapshot,
+    *,
+    random_fully: bool = True,
+    drop_invalid: bool = True,
+    endpoint_set: bool = True,
 ) -> Context:
     """What every service's rules depend on, for one Snapshot."""
     return Context(
@@ -208,6 +222,7 @@ def context_of(
         brief=snapshot.endpoint_count > LARGE_CLUSTER_ENDPOINTS,
         random_fully=random_fully,
         drop_invalid=drop_invalid,
+        endpoint_set=endpoint_set,
     )
 
 
@@ -237,14 +252,17 @@ def _render_changes(snapshot: Snapshot, context: Context, previous: Desired) -> 
     """Work for what the Snapshot names as changed, and none for the rest."""
     old = previous.blocks
     changed = {name: Block(snapshot.ports[name], context) for name in snapshot.changed}
+    members = previous.members and previous.members.following(
+        snapshot.ports, snapshot.changed, snapshot.removed
+    )
     if changed.keys() <= old.keys() and not snapshot.removed:
         blocks = {**old, **changed}
         # An endpoint comes or goes: the dispatch chains, longest of all, stay as they are.
         same = all(block.dispatch == old[name].dispatch for name, block in changed.items())
-        return Desired(snapshot, context, blocks, previous.dispatch if same else None)
+        return Desired(snapshot, context, blocks, previous.dispatch if same else None, members)
     names: Iterable[PortName] = (old.keys() | changed.keys()) - snapshot.removed
     merged = {name: changed[name] if name in changed else old[name] for name in sorted(names)}
-    return Desired(snapshot, context, merged)
+    return Desired(snapshot, context, merged, members=members)
 
 
 def render_rules(snapshot: Snapshot, context: Context) -> list[Rule]:

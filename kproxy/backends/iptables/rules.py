@@ -98,7 +98,8 @@ class Rule(Value, frozen=True):
     ``/128``). ``dport`` 0 is any port. ``source_local``/``destination_local``: the address is one
     of this node. ``ctstate``: any of these states. ``probability`` is the decimal number that the
     kernel gives back (:func:`kproxy.backends.iptables.text.probability`). ``in_interface`` may end
-    in ``+``. ``target`` None: the rule only counts and explains. ``negated`` names inverted fields.
+    in ``+``. ``source_set`` names a set: source address, protocol and source port are in it.
+    ``target`` None: the rule only counts and explains. ``negated`` names inverted fields.
     """
 
     table: Table
@@ -114,6 +115,7 @@ class Rule(Value, frozen=True):
     destination_local: bool = False
     mark: Mark | None = None
     ctstate: tuple[str, ...] = ()
+    source_set: str = ""
     recent: Recent | None = None
     probability: str = ""
     negated: tuple[str, ...] = ()

@@ -46,7 +46,8 @@ class Context(Value, frozen=True):
 
     ``brief``: no comments on rules of endpoints, which are most of all (large clusters).
     ``random_fully``: the tool knows that flag of MASQUERADE. ``drop_invalid``: packets that
-    conntrack calls INVALID are dropped when forwarded.
+    conntrack calls INVALID are dropped when forwarded, with ``endpoint_set`` those of endpoints
+    only: rules can ask a set for them.
     """
 
     family: Family
@@ -54,6 +55,12 @@ class Context(Value, frozen=True):
     brief: bool = False
     random_fully: bool = True
     drop_invalid: bool = True
+    endpoint_set: bool = True
+
+    @property
+    def uses_set(self) -> bool:
+        """Whether a rule asks the set of endpoints."""
+        return self.drop_invalid and self.endpoint_set
 
 
 class PortChains:

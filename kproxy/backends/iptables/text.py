@@ -62,6 +62,8 @@ def line(rule: Rule, family: Family) -> str:
         parts.append(f"-m mark {no}--mark {rule.mark.value:#x}/{rule.mark.mask:#x}")
     if rule.ctstate and not state_first:
         parts.append(_ctstate(rule))
+    if rule.source_set:
+        parts.append(f"-m set --match-set {rule.source_set} src,src")
     if rule.source_local:
         parts.append("-m addrtype --src-type LOCAL")
     if rule.destination_local:

@@ -82,7 +82,7 @@ class Packet(Value, frozen=True):
     """One packet of ``protocol`` to ``destination``:``dport``; addresses are canonical text.
 
     ``in_interface`` "" means that this node sends it. ``ctstate`` is what conntrack calls it: NEW,
-    ESTABLISHED, RELATED or INVALID.
+    ESTABLISHED, RELATED or INVALID. ``sport`` matters to rules that ask a set.
     """
 
     source: str
@@ -91,6 +91,7 @@ class Packet(Value, frozen=True):
     dport: int
     in_interface: str = ""
     ctstate: str = "NEW"
+    sport: int = 0
 
 
 class Step(Value, frozen=True):
@@ -142,10 +143,17 @@ class Walk(Value, frozen=True):
 class Walker:
     """The rules of one family (:func:`kproxy.backends.iptables.render.render_rules`), walkable.
 
-    ``addresses`` are this node's own; the loopback ones need no mention.
+    ``addresses`` are this node's own; the loopback ones need no mention. ``sets`` are those that
+    rules ask: name -> (address, protocol, port).
     """
 
-    def __init__(self, rules: Iterable[Rule], addresses: Collection[str]) -> None:
+    def __init__(
+        self,
+        rules: Iterable[Rule],
+        addresses: Collection[str],
+        sets: Mapping[str, Collection[tuple[str, Protocol, int]]] | None = None,
+    ) -> None:
+        self._sets = sets or {}
         self._chains: dict[Hook, list[Rule]] = {}
         for rule in rules:
             self._chains.setdefault((rule.table, rule.chain), []).append(rule)
@@ -244,6 +252,10 @@ class Walker:
             return False
         if rule.ctstate and bool(way.states & set(rule.ctstate)) is ("ctstate" in negated):
             return False
+        if rule.source_set:
+            source = (packet.source, packet.protocol, packet.sport)
+            if source not in self._sets.get(rule.source_set, ()):
+                return False
         if rule.source_local and not self._is_local(packet.source):
             return False
         if rule.destination_local and not self._is_local(packet.destination):

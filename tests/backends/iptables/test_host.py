@@ -123,3 +123,19 @@ def test_a_missing_tool_is_a_machine_error(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("kproxy.kernel.command.find", lambda tool: None)
     with pytest.raises(MachineError, match="apt-get install iptables"):
         host.probe(Family.IPV4, Variant.LEGACY)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(("family", "variant"), KERNEL)
+def test_whether_rules_can_ask_a_set(
+    family: Family, variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tried without a trace; a match that the tool or kernel lacks means no."""
+    with scratch():
+        before = ToolDoor(family, variant).save()
+        assert host.asks_sets(family, variant)
+        assert ToolDoor(family, variant).save() == before
+        assert ToolDoor(family, variant).members("KP") is None
+        gone = Feature("sets", Table.FILTER, "-m nosuch --match-set KP src,src", "xt_set", "NONE")
+        monkeypatch.setattr(host, "_ASKS", gone)
+        assert not host.asks_sets(family, variant)

@@ -212,10 +212,15 @@ def test_node_ports_answer_where_they_are_told_to(
 
 
 @pytest.mark.parametrize(
-    ("flag", "words"), [("random_fully", "--random-fully"), ("drop_invalid", "INVALID")]
+    ("flag", "words"),
+    [
+        ("random_fully", "--random-fully"),
+        ("drop_invalid", "INVALID"),
+        ("endpoint_set", "INVALID -m set"),
+    ],
 )
 def test_what_the_machine_lacks_is_left_out(flag: str, words: str) -> None:
-    """A tool without --random-fully, and a kernel that is liberal about TCP, get other rules."""
+    """Without --random-fully or sets, or with a liberal conntrack, there are other rules."""
     whole = snapshot(port())
     for given in (True, False):
         desired = render(whole, context_of(whole, **{flag: given}), None)

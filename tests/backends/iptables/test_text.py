@@ -112,6 +112,16 @@ SHAPES: list[tuple[Family, Rule, str]] = [
     ),
     (
         V4,
+        Rule(FILTER, "A", Drop(), ctstate=("INVALID",), source_set="KP-4"),
+        "-A A -m conntrack --ctstate INVALID -m set --match-set KP-4 src,src -j DROP",
+    ),
+    (
+        V6,
+        Rule(FILTER, "A", Drop(), ctstate=("INVALID",), source_set="KP-6"),
+        "-A A -m conntrack --ctstate INVALID -m set --match-set KP-6 src,src -j DROP",
+    ),
+    (
+        V4,
         Rule(NAT, "A", Jump("B"), source_local=True, comment="x y"),
         '-A A -m comment --comment "x y" -m addrtype --src-type LOCAL -j B',
     ),

@@ -28,6 +28,8 @@ class Others:
         self._choice = choice
         self._families = families
         self._swept = False
+        #: Whether what is noticed now has been told already.
+        self._told = False
         self._trouble = ""
         self._watch: Watch | None = None
         try:
@@ -40,23 +42,29 @@ class Others:
         return None if self._watch is None else self._watch.fileno()
 
     def look(self) -> str:
-        """What others changed of ours, in words; "" for nothing."""
+        """What others changed of ours, in words; "" for nothing. The caller tells it."""
         try:
-            return "" if self._watch is None else self._watch.look()
+            what = "" if self._watch is None else self._watch.look()
         except KernelError as failed:
             self._blind(failed)
             return ""
+        self._told = self._told or bool(what)
+        return what
 
     def before_sync(self) -> bool:
-        """Whether the kernel is not what we believe."""
+        """Whether the kernel is not what we believe. Tells what nobody looked at before."""
         try:
-            return self._watch is not None and bool(self._watch.pause())
+            what = "" if self._watch is None else self._watch.pause()
         except KernelError as failed:
             self._blind(failed)
             return True
+        if what and not self._told:
+            _log.warning("rules were changed by others", what=what, mended_in=0.0)
+        return bool(what)
 
     def after_sync(self, transactions: Sequence[int | None], *, ok: bool) -> None:
         """``transactions`` of each family, None where that is not known."""
+        self._told = False
         counts = [count for count in transactions if count is not None]
         known = ok and len(counts) == len(transactions)
         try:

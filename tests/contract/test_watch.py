@@ -152,13 +152,20 @@ def test_other_peoples_own_chains_are_their_business(world: World) -> None:
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("world", [Variant.NFT], indirect=True)
-def test_a_change_during_a_sync_is_counted(world: World) -> None:
-    """nft: while we write nobody listens, but the generation tells of others."""
+@pytest.mark.parametrize(
+    ("world", "said"),
+    [
+        (Variant.NFT, "1 transactions of others during a sync"),
+        (Variant.LEGACY, "another size of table nat (IPv4)"),
+    ],
+    indirect=["world"],
+)
+def test_a_change_during_a_sync_is_noticed(world: World, said: str) -> None:
+    """While we sync nobody looks, but afterwards the generation, or the sizes, tell of others."""
     world.watch.pause()
     world.run("-t", "nat", "-F", "KUBE-SERVICES")
     assert world.watch.look() == ""
-    assert world.watch.resume(0) == "1 transactions of others during a sync"
+    assert world.watch.resume(0) == said
 
 
 @pytest.mark.kernel

@@ -4,13 +4,14 @@ legacy tells nobody, so its sizes are compared twice a second; an edit that chan
 by the next sync that reads the kernel. nf_tables tells of each transaction what it changed, so that
 other people's work on their own chains is nobody's business here.
 
-While we write ourselves, nothing is looked at. Afterwards the sizes are taken as they are; of nft,
-the generation must have risen by exactly our own transactions.
+While we write ourselves, nothing is looked at. Afterwards the sizes must be the old ones if we
+wrote nothing, and are taken as they are if we did; of nft, the generation must have risen by
+exactly our own transactions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.held import is_own
@@ -20,6 +21,9 @@ from kproxy.core.objects import Family
 from kproxy.kernel.nftables import Event, Kind, Listener, generations
 from kproxy.kernel.timer import Ticker
 from kproxy.kernel.xtables import Tables
+
+#: What IPT_SO_GET_INFO says of each table; None: the table is not there.
+Sizes = Mapping[tuple[Family, Table], bytes | None]
 
 #: Seconds between two looks at the legacy tables.
 PERIOD = 0.5
@@ -40,7 +44,8 @@ class LegacyWatch:
     def __init__(self, families: Iterable[Family]) -> None:
         self._tables = tuple(Tables(family) for family in families)
         self._ticker = Ticker(PERIOD)
-        self._known: Mapping[tuple[Family, Table], bytes | None] | None = None
+        self._known: Sizes | None = None
+        self._noticed = ""
         self._paused = False
 
     def fileno(self) -> int:
@@ -48,30 +53,38 @@ class LegacyWatch:
 
     def look(self) -> str:
         self._ticker.drain()
-        if self._paused or self._known is None:
-            return ""
-        now = self._sizes()
-        other = [f"{table} (IPv{family})" for (family, table), size in now.items()
-                 if size != self._known[family, table]]  # fmt: skip
-        return f"another size of table {', '.join(other)}" if other else ""
+        return "" if self._paused else self._resized(self._sizes)
 
     def pause(self) -> str:
-        noticed = self.look()
+        self._noticed = self.look()
         self._paused = True
-        return noticed
+        return self._noticed
 
     def resume(self, transactions: int | None) -> str:
         # Not before we have written: looking at a table makes it.
-        self._known = self._sizes()
-        self._paused = False
-        return ""
+        now = self._sizes()
+        wrote_nothing = transactions == 0 and not self._noticed
+        noticed = self._resized(lambda: now) if wrote_nothing else ""
+        self._known, self._paused = now, False
+        return noticed
+
+    def _resized(self, sizes: Callable[[], Sizes]) -> str:
+        """Which tables have another size than the known one. Looks only when one is known."""
+        if self._known is None:
+            return ""
+        other = [
+            f"{table} (IPv{family})"
+            for (family, table), size in sizes().items()
+            if size != self._known[family, table]
+        ]
+        return f"another size of table {', '.join(other)}" if other else ""
 
     def close(self) -> None:
         self._ticker.close()
         for tables in self._tables:
             tables.close()
 
-    def _sizes(self) -> dict[tuple[Family, Table], bytes | None]:
+    def _sizes(self) -> Sizes:
         return {
             (tables.family, table): tables.info(table) for tables in self._tables for table in Table
         }

@@ -194,16 +194,19 @@ class _Keeper:
         if stage.proxy is not None:
             lines.append(f"log of the proxy: {stage.proxy.log}")
         click.echo("\n  ".join(lines), err=True)
-        click.echo("Ctrl-C takes it down", err=True)
-        _until_interrupted()
+        _until_interrupted("Ctrl-C takes it down")
 
 
-def _until_interrupted() -> None:
-    """Wait for SIGINT or SIGTERM. The handlers only wake the wait: the labs are then taken down."""
+def _until_interrupted(hint: str) -> None:
+    """Wait for SIGINT or SIGTERM. The handlers only wake the wait: the labs are then taken down.
+
+    The hint is given when they stand: a signal sent by who has read it must not end us before.
+    """
     awake, wake = os.pipe()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda *_: os.write(wake, b"!")) for number in numbers]
     try:
+        click.echo(hint, err=True)
         select.select([awake], [], [])
     finally:
         for number, handler in zip(numbers, before, strict=True):

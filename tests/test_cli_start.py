@@ -111,3 +111,14 @@ def test_ctrl_c_while_loading_is_no_traceback():
     argv = [sys.executable, "-c", INTERRUPTED, "--help"]
     ended = subprocess.run(argv, capture_output=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, b"", b"")
+
+
+def test_output_that_cannot_be_written_is_one_line():
+    """A full disk is told in one line, with status 1."""
+    with open("/dev/full", "w") as full:
+        argv = [sys.executable, "-m", "kproxy", "completion", "bash"]
+        ended = subprocess.run(
+            argv, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "kproxy: No space left on device\n"

@@ -71,6 +71,11 @@ def main() -> None:
     except click.ClickException as error:
         click.echo(f"kproxy: {_one_line(error)}", err=True)
         status = error.exit_code
+    except OSError as error:
+        # Nobody told better what it means: a full disk, a file system that is read only.
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(f"kproxy: {place}{error.strerror or error}", err=True)
+        status = 1
     except click.Abort:
         status = 130  # as a shell says of a process that SIGINT ended
     # A command may return nothing (fine) or an exit status, as click's --help does.

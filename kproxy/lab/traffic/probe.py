@@ -115,7 +115,13 @@ class _Flow:
     def _greet(self) -> None:
         assert self.sock is not None
         self.connected = True
-        self.sock.sendall(GREETING + b"\n")
+        try:
+            self.sock.sendall(GREETING + b"\n")
+        except PermissionError:
+            # A rule in OUTPUT took the datagram. REJECT's ICMP error waits in the socket and is
+            # read next, as a refusal; after a DROP there is silence.
+            if self.probe.protocol is Protocol.TCP:
+                raise
 
     @property
     def events(self) -> int:

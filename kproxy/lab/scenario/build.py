@@ -51,14 +51,6 @@ _TRANSFER = {
 _DEFAULT = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
 _TABLE_LOCAL = 255
 
-#: A test refuses more often than a second allows: no limit on the ICMP errors that refusals are.
-NODE_SYSCTLS = (
-    *FORWARDING_SYSCTLS,
-    ("net/ipv4/icmp_ratemask", "0"),
-    ("net/ipv4/icmp_ratelimit", "0"),
-    ("net/ipv6/icmp/ratelimit", "0"),
-)
-
 
 class Layout(Value, frozen=True):
     """The network, and who is where in it.
@@ -298,7 +290,7 @@ class _Drawing:
                 name,
                 tuple(self.addresses[name]),
                 tuple(self.routes[name]),
-                NODE_SYSCTLS if name in (NODE, NODE2) else BASE_SYSCTLS,
+                FORWARDING_SYSCTLS if name in (NODE, NODE2) else BASE_SYSCTLS,
                 (self.bridge,) if name == NODE and self.bridge else (),
             )
             for name in self.addresses

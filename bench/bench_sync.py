@@ -23,11 +23,11 @@ import pytest
 
 from bench import workload
 from kproxy.backends.iptables.apply import IptablesBackend
-from kproxy.backends.iptables.door import ToolDoor
 from kproxy.backends.iptables.endpoint_set import NAMES
 from kproxy.backends.iptables.host import Machine
-from kproxy.backends.iptables.script import Variant
 from kproxy.backends.syncer import Syncer
+from kproxy.backends.xtables.door import ToolDoor
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.decode import decode_json
 from kproxy.core.events import Delta
 from kproxy.core.objects import ClusterObject, Family

@@ -10,7 +10,7 @@ import pytest
 
 from kproxy import flows
 from kproxy.backends import registry
-from kproxy.backends.iptables.script import Variant
+from kproxy.backends.xtables.variant import Variant
 from kproxy.config import Config
 from kproxy.core.events import Delta, ref_of
 from kproxy.core.objects import ClusterObject, Family

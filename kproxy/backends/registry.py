@@ -51,7 +51,7 @@ def _iptables(family: Family, variant: str) -> AnyBackend:
 
 
 def _iptables_variant() -> str:
-    from kproxy.backends.iptables.host import detect_variant
+    from kproxy.backends.xtables.host import detect_variant
 
     return str(detect_variant())
 
@@ -82,15 +82,15 @@ def _iptables_former(actual: Any) -> Former:
 
 
 def _iptables_watch(variant: str, families: Iterable[Family]) -> Watch:
-    from kproxy.backends.iptables.script import Variant
     from kproxy.backends.iptables.watch import watch
+    from kproxy.backends.xtables.variant import Variant
 
     return watch(Variant(variant), families)
 
 
 def _iptables_sweep(family: Family, variant: str, standing: Choice) -> bool:
     from kproxy.backends.iptables.apply import sweep
-    from kproxy.backends.iptables.script import Variant
+    from kproxy.backends.xtables.variant import Variant
 
     return sweep(family, Variant(variant))
 

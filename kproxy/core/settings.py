@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from kproxy.config import Config
 from kproxy.core.objects import Family, Node, family_of
-from kproxy.core.snapshot import LocalDetector, NodePortTargets, NodeSettings
+from kproxy.core.snapshot import IpvsSettings, LocalDetector, NodePortTargets, NodeSettings
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
@@ -44,6 +44,39 @@ def node_settings(
         masquerade_bit=config.rules.masquerade_bit,
         node_port_targets=node_port_targets(config, family, addresses, host_addresses),
         service_cidrs=_of(family, config.service_cidrs),
+        local_addresses=local_addresses(config, family, host_addresses),
+        ipvs=ipvs_settings(config, family),
+    )
+
+
+#: Modes that name each address of the node; the others ask the kernel what is local.
+_NAMES_ADDRESSES = frozenset({"ipvs"})
+
+
+def local_addresses(
+    config: Config, family: Family, host_addresses: Sequence[str]
+) -> tuple[str, ...]:
+    """The node's addresses of a family but loopback's, for the modes that need them, sorted: the
+    kernel's order may change while the addresses do not."""
+    if config.effective_mode not in _NAMES_ADDRESSES:
+        return ()
+    loopback = _LOOPBACK[family]
+    found = (ipaddress.ip_address(text) for text in _of(family, host_addresses))
+    return tuple(str(ip) for ip in sorted(found) if ip not in loopback)
+
+
+def ipvs_settings(config: Config, family: Family) -> IpvsSettings:
+    """The ``ipvs`` section for one family; the default in other modes, where it means nothing."""
+    if config.effective_mode != "ipvs":
+        return IpvsSettings()
+    section = config.ipvs
+    return IpvsSettings(
+        scheduler=section.scheduler or "rr",
+        exclude_cidrs=_canonical(family, section.exclude_cidrs),
+        strict_arp=section.strict_arp,
+        tcp_timeout=int(section.tcp_timeout),
+        tcp_fin_timeout=int(section.tcp_fin_timeout),
+        udp_timeout=int(section.udp_timeout),
     )
 
 

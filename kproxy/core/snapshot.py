@@ -111,12 +111,32 @@ class NodePortTargets(Value, frozen=True):
     localhost: bool = True
 
 
+class IpvsSettings(Value, frozen=True):
+    """What only ipvs mode asks of the operator.
+
+    ``exclude_cidrs`` (of this family): virtual servers there are somebody else's. Time-outs are
+    seconds, 0 leaves the kernel's. ``drain_seconds``: how long an endpoint that went keeps its TCP
+    connections.
+    """
+
+    scheduler: str = "rr"
+    exclude_cidrs: tuple[str, ...] = ()
+    strict_arp: bool = False
+    tcp_timeout: int = 0
+    tcp_fin_timeout: int = 0
+    udp_timeout: int = 0
+    drain_seconds: float = 900.0
+
+
 class NodeSettings(Value, frozen=True):
     """This node and the operator's choices, for one family; a change here changes every rule.
 
     ``detector`` None: pods' traffic cannot be told apart. ``masquerade_bit`` is the bit number of
     the packet mark (0–31). ``addresses`` are this node's own of the family, primary first.
     ``service_cidrs`` are the ranges that cluster IPs come from, when known.
+
+    ``local_addresses`` are all of this namespace but loopback's, sorted, for modes
+    that have to name them one by one; () in the others. ``ipvs`` matters in that mode only.
     """
 
     name: str
@@ -127,6 +147,8 @@ class NodeSettings(Value, frozen=True):
     masquerade_bit: int = 14
     node_port_targets: NodePortTargets = NodePortTargets()
     service_cidrs: tuple[str, ...] = ()
+    local_addresses: tuple[str, ...] = ()
+    ipvs: IpvsSettings = IpvsSettings()
 
     @property
     def masquerade_mark(self) -> int:

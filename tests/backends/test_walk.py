@@ -6,7 +6,17 @@ from fractions import Fraction
 
 import pytest
 
-from kproxy.backends.iptables.rules import (
+from kproxy.backends.iptables.walk import (
+    Fate,
+    Packet,
+    Walker,
+    inside,
+    probability_of,
+    recent_lists,
+    split_endpoint,
+    steps_of,
+)
+from kproxy.backends.xtables.rules import (
     Accept,
     Dnat,
     Drop,
@@ -21,17 +31,7 @@ from kproxy.backends.iptables.rules import (
     SetMark,
     Table,
 )
-from kproxy.backends.iptables.text import probability
-from kproxy.backends.iptables.walk import (
-    Fate,
-    Packet,
-    Walker,
-    inside,
-    probability_of,
-    recent_lists,
-    split_endpoint,
-    steps_of,
-)
+from kproxy.backends.xtables.text import probability
 from kproxy.core.objects import Protocol
 from kproxy.errors import UsageError
 

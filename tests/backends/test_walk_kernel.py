@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 
 from kproxy.backends.iptables.render import context_of, render_rules
-from kproxy.backends.iptables.script import Variant
-from kproxy.backends.iptables.text import line
 from kproxy.backends.iptables.walk import Fate, Packet, Walker
+from kproxy.backends.xtables.text import line
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.events import Delta
 from kproxy.core.objects import (
     Family,

@@ -11,9 +11,9 @@ import pytest
 from kproxy.backends.base import Backend
 from kproxy.backends.fake import FakeIptables
 from kproxy.backends.iptables.apply import IptablesBackend
-from kproxy.backends.iptables.door import ToolDoor
 from kproxy.backends.iptables.host import Machine
-from kproxy.backends.iptables.script import Variant
+from kproxy.backends.xtables.door import ToolDoor
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 from tests.contract.namespaces import scratch
 

@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from kproxy.backends.iptables.door import ToolDoor
-from kproxy.backends.iptables.held import parse
-from kproxy.backends.iptables.rules import Table
-from kproxy.backends.iptables.script import Variant
+from kproxy.backends.xtables.door import ToolDoor
+from kproxy.backends.xtables.rules import Table
+from kproxy.backends.xtables.saved import parse
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 from kproxy.kernel import netns
 

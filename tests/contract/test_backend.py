@@ -8,9 +8,9 @@ import pytest
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.apply import IptablesBackend
-from kproxy.backends.iptables.held import Saved, parse
-from kproxy.backends.iptables.rules import Table
 from kproxy.backends.syncer import Syncer
+from kproxy.backends.xtables.rules import Table
+from kproxy.backends.xtables.saved import Saved, parse
 from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import PortPlan, Snapshot
 from kproxy.errors import KernelError

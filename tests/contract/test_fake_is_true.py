@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kproxy.backends.fake import FakeIptables
-from kproxy.backends.iptables.door import Door, ToolDoor
-from kproxy.backends.iptables.held import Saved, parse
-from kproxy.backends.iptables.script import Variant
+from kproxy.backends.xtables.door import Door, ToolDoor
+from kproxy.backends.xtables.saved import Saved, parse
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 from kproxy.errors import CommandError
 from tests.contract.namespaces import KERNEL, scratch

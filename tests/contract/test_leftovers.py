@@ -8,11 +8,11 @@ import pytest
 
 from kproxy.backends import registry
 from kproxy.backends.iptables.apply import IptablesBackend
-from kproxy.backends.iptables.door import ToolDoor
-from kproxy.backends.iptables.held import parse
-from kproxy.backends.iptables.script import Variant
 from kproxy.backends.registry import Choice
 from kproxy.backends.syncer import Syncer
+from kproxy.backends.xtables.door import ToolDoor
+from kproxy.backends.xtables.saved import parse
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 from tests.backends.iptables.plans import port, snapshot
 from tests.contract.namespaces import scratch

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.backends.iptables import door as doors
 from kproxy.backends.iptables.apply import IptablesBackend
-from kproxy.backends.iptables.door import ToolDoor
-from kproxy.backends.iptables.script import Variant
 from kproxy.backends.syncer import Syncer
+from kproxy.backends.xtables import door as doors
+from kproxy.backends.xtables.door import ToolDoor
+from kproxy.backends.xtables.variant import Variant
 from kproxy.errors import ApplyError, MachineError
 from kproxy.kernel import netns
 from kproxy.kernel.xtables import lock_file, lock_holder

@@ -9,9 +9,9 @@ import pytest
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.apply import IptablesBackend
-from kproxy.backends.iptables.door import Door
-from kproxy.backends.iptables.rules import Table
 from kproxy.backends.syncer import LONGEST_WAIT, Syncer
+from kproxy.backends.xtables.door import Door
+from kproxy.backends.xtables.rules import Table
 from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import PortPlan, Snapshot
 from kproxy.errors import ApplyError, CommandError

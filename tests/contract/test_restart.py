@@ -11,11 +11,12 @@ import pytest
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.apply import IptablesBackend
-from kproxy.backends.iptables.door import Door, ToolDoor, tool
-from kproxy.backends.iptables.held import Saved, parse, target_of
-from kproxy.backends.iptables.rules import Table
-from kproxy.backends.iptables.script import NFT_CHANGES_PER_CALL, Variant
+from kproxy.backends.iptables.script import NFT_CHANGES_PER_CALL
 from kproxy.backends.syncer import Syncer
+from kproxy.backends.xtables.door import Door, ToolDoor, tool
+from kproxy.backends.xtables.rules import Table
+from kproxy.backends.xtables.saved import Saved, parse, target_of
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 from kproxy.core.snapshot import Endpoint, EndpointSets, PortPlan, Snapshot
 from kproxy.kernel import command

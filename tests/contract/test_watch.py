@@ -10,10 +10,10 @@ import pytest
 
 from kproxy.backends.base import Watch
 from kproxy.backends.iptables.apply import IptablesBackend
-from kproxy.backends.iptables.door import ToolDoor, tool
-from kproxy.backends.iptables.script import Variant
 from kproxy.backends.iptables.watch import concern, watch
 from kproxy.backends.syncer import Syncer
+from kproxy.backends.xtables.door import ToolDoor, tool
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 from kproxy.core.snapshot import Snapshot
 from kproxy.kernel import command

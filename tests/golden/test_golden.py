@@ -15,7 +15,7 @@ import yaml
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.host import Machine
-from kproxy.backends.iptables.rules import Table
+from kproxy.backends.xtables.rules import Table
 from kproxy.config import config_from_mapping
 from kproxy.core.decode import decode_objects
 from kproxy.core.events import Delta

@@ -13,15 +13,17 @@ from kproxy.backends.base import Applied
 from kproxy.backends.iptables import host
 from kproxy.backends.iptables.cleanup import cleanup_calls
 from kproxy.backends.iptables.diff import Patch, diff
-from kproxy.backends.iptables.door import Door, ToolDoor, tool
 from kproxy.backends.iptables.endpoint_set import NAMES
 from kproxy.backends.iptables.fixed import SYSCTLS
-from kproxy.backends.iptables.held import Held, held, parse, settled
+from kproxy.backends.iptables.held import Held, held, settled
 from kproxy.backends.iptables.host import Machine
 from kproxy.backends.iptables.refusal import refusal
 from kproxy.backends.iptables.render import Desired, context_of, render
-from kproxy.backends.iptables.rules import Table
-from kproxy.backends.iptables.script import COMMIT, Call, Variant, calls
+from kproxy.backends.iptables.script import COMMIT, Call, calls
+from kproxy.backends.xtables.door import Door, ToolDoor, tool
+from kproxy.backends.xtables.rules import Table
+from kproxy.backends.xtables.saved import parse
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import Snapshot
 from kproxy.errors import CommandError, KernelError

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import sha256
 
-from kproxy.backends.iptables.rules import Jump, Rule, Table
+from kproxy.backends.xtables.rules import Jump, Rule, Table
 from kproxy.core.objects import PortName
 
 SERVICES = "KUBE-SERVICES"
@@ -53,13 +53,6 @@ FIXED = (
 OWN: dict[Table, frozenset[str]] = {
     table: frozenset(chain for owner, chain in DISPATCH + FIXED if owner is table)
     for table in Table
-}
-
-#: The chains that the kernel itself calls, by table: no restore declares them.
-BASE: dict[Table, frozenset[str]] = {
-    Table.NAT: frozenset({"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"}),
-    Table.FILTER: frozenset({"INPUT", "FORWARD", "OUTPUT"}),
-    Table.MANGLE: frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}),
 }
 
 _PORTALS = "kubernetes service portals"

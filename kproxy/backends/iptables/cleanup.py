@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.fixed import LOCALNET_GUARD
-from kproxy.backends.iptables.held import Line, Saved, is_own, target_of
-from kproxy.backends.iptables.rules import Table
-from kproxy.backends.iptables.script import Call, Variant, deleted, removals
-from kproxy.backends.iptables.text import line
+from kproxy.backends.iptables.held import is_own
+from kproxy.backends.iptables.script import Call, deleted, removals
+from kproxy.backends.xtables.rules import BASE, Table
+from kproxy.backends.xtables.saved import Line, Saved, target_of
+from kproxy.backends.xtables.text import line
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 
 #: Other programs may use these: they stay, with their rules, while a rule that is not ours goes
@@ -78,7 +80,7 @@ def _leading(table: Table, content: dict[str, list[str]], family: Family) -> lis
     known = {line(rule, family) for rule in chains.JUMPS if rule.table is table}
     theirs = chains.KUBELET_FIREWALL if _kubelet_has_rules(content, family) else None
     rows: list[Line] = []
-    for base in sorted(chains.BASE[table] & content.keys()):
+    for base in sorted(BASE[table] & content.keys()):
         for row in content[base]:
             target = target_of(row)
             ours = is_own(table, target) and (table, target) not in SHARED

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.endpoint_set import SetChange, change
 from kproxy.backends.iptables.fixed import wanted_sysctls
-from kproxy.backends.iptables.held import Held, Line
+from kproxy.backends.iptables.held import Held
 from kproxy.backends.iptables.render import Block, Desired, Place
-from kproxy.backends.iptables.rules import Table
+from kproxy.backends.xtables.rules import Table
+from kproxy.backends.xtables.saved import Line
 from kproxy.core.objects import PortName, Value
 
 

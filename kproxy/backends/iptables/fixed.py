@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kproxy.backends.iptables import chains, endpoint_set
-from kproxy.backends.iptables.rules import (
+from kproxy.backends.iptables.service import Context
+from kproxy.backends.xtables.rules import (
     Accept,
     Drop,
     Jump,
@@ -16,8 +17,7 @@ from kproxy.backends.iptables.rules import (
     SetMark,
     Table,
 )
-from kproxy.backends.iptables.service import Context
-from kproxy.backends.iptables.text import host
+from kproxy.backends.xtables.text import host
 from kproxy.core.objects import Family
 
 _LOCALNET = "127.0.0.0/8"

@@ -10,7 +10,7 @@ import re
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.held import Held
-from kproxy.backends.iptables.rules import Table
+from kproxy.backends.xtables.rules import Table
 from kproxy.core.stale_flows import Former
 
 #: As the save tool prints them, ours and kube-proxy's alike.

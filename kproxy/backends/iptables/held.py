@@ -8,42 +8,10 @@ from collections.abc import Set as AbstractSet
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.fixed import LOCALNET_GUARD
 from kproxy.backends.iptables.render import Desired, Place
-from kproxy.backends.iptables.rules import Table
-from kproxy.backends.iptables.text import line
+from kproxy.backends.xtables.rules import Table
+from kproxy.backends.xtables.saved import Line, Saved, target_of
+from kproxy.backends.xtables.text import line
 from kproxy.core.objects import Family
-
-#: table -> chain -> lines (``-A CHAIN …``), base chains and foreign ones included.
-Saved = dict[Table, dict[str, list[str]]]
-
-Line = tuple[Table, str]
-
-_TABLES = {table.value: table for table in Table}
-
-
-def parse(text: str) -> Saved:
-    """Chains and lines of the tables that matter here, as the save tool printed them."""
-    saved: Saved = {}
-    table: dict[str, list[str]] | None = None
-    for row in text.splitlines():
-        if row.startswith("-A "):
-            if table is not None:
-                table[row[3 : row.find(" ", 3)] if " " in row[3:] else row[3:]].append(row)
-        elif row.startswith(":"):
-            if table is not None:
-                table[row[1 : row.index(" ")]] = []
-        elif row.startswith("*"):
-            known = _TABLES.get(row[1:])
-            table = saved.setdefault(known, {}) if known is not None else None
-    return saved
-
-
-def target_of(row: str) -> str:
-    """The chain or target that a printed rule goes to, "" when it has none."""
-    for option in (" -j ", " -g "):
-        at = row.rfind(option)
-        if at >= 0:
-            return row[at + 4 :].split(" ", 1)[0]
-    return ""
 
 
 def is_own(table: Table, chain: str) -> bool:

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from itertools import chain as joined
 
 from kproxy.backends.iptables import chains
-from kproxy.backends.iptables.rules import Return, Rule, Table
 from kproxy.backends.iptables.service import Context, PortChains, refusals
-from kproxy.backends.iptables.text import host
+from kproxy.backends.xtables.rules import Return, Rule, Table
+from kproxy.backends.xtables.text import host
 from kproxy.core.objects import PortName, Protocol, Value
 from kproxy.core.snapshot import PortPlan
 

@@ -11,7 +11,7 @@ import msgspec
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.endpoint_set import SetChange
-from kproxy.backends.iptables.held import target_of
+from kproxy.backends.xtables.saved import target_of
 from kproxy.core.snapshot import Snapshot
 
 

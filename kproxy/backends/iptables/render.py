@@ -18,7 +18,6 @@ from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.endpoint_set import Members
 from kproxy.backends.iptables.fixed import fixed_rules, guard_rules, node_port_jumps
 from kproxy.backends.iptables.overlap import overlap
-from kproxy.backends.iptables.rules import Rule, Table
 from kproxy.backends.iptables.service import (
     Context,
     PortChains,
@@ -29,7 +28,8 @@ from kproxy.backends.iptables.service import (
     endpoint_rules,
     service_rules,
 )
-from kproxy.backends.iptables.text import host, line, lines, probability
+from kproxy.backends.xtables.rules import Rule, Table
+from kproxy.backends.xtables.text import host, line, lines, probability
 from kproxy.core.objects import PortName
 from kproxy.core.snapshot import PortPlan, Snapshot
 

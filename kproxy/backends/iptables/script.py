@@ -8,23 +8,15 @@ which leaves milliseconds between a translation that goes and the refusal that f
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from enum import StrEnum
 from itertools import chain as joined
 from typing import TypeVar
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.diff import Part, Patch
-from kproxy.backends.iptables.held import Line
 from kproxy.backends.iptables.render import Place
-from kproxy.backends.iptables.rules import Table
-
-
-class Variant(StrEnum):
-    """Which kernel part the tools speak to: ip_tables, or nf_tables in iptables' clothes."""
-
-    LEGACY = "legacy"
-    NFT = "nft"
-
+from kproxy.backends.xtables.rules import Table
+from kproxy.backends.xtables.saved import Line
+from kproxy.backends.xtables.variant import Variant
 
 #: Service ports written, and chains removed, in one call of the nft variant: its work grows with
 #: the square of a call. Measured at 5,000 x 10: 100 is best (6 s; by 500 more than twice that).

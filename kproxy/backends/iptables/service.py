@@ -18,7 +18,7 @@ import ipaddress
 from collections.abc import Iterator, Sequence
 
 from kproxy.backends.iptables import chains
-from kproxy.backends.iptables.rules import (
+from kproxy.backends.xtables.rules import (
     Accept,
     Dnat,
     Drop,
@@ -29,7 +29,7 @@ from kproxy.backends.iptables.rules import (
     Table,
     Target,
 )
-from kproxy.backends.iptables.text import comment, host, probability
+from kproxy.backends.xtables.text import comment, host, probability
 from kproxy.core.objects import Family, TrafficPolicy, Value
 from kproxy.core.policy import EXTERNAL, INTERNAL, VERDICT, Client, Use, Verdict
 from kproxy.core.snapshot import Endpoint, LocalDetector, NodeSettings, PortPlan

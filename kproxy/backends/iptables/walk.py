@@ -24,7 +24,7 @@ from itertools import chain as joined
 
 from msgspec.structs import replace
 
-from kproxy.backends.iptables.rules import (
+from kproxy.backends.xtables.rules import (
     Accept,
     Dnat,
     Drop,

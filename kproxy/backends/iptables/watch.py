@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.held import is_own
-from kproxy.backends.iptables.rules import Table
-from kproxy.backends.iptables.script import Variant
+from kproxy.backends.xtables.rules import BASE, Table
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 from kproxy.kernel.nftables import Event, Kind, Listener, generations
 from kproxy.kernel.timer import Ticker
@@ -155,5 +155,5 @@ def concern(event: Event, families: frozenset[Family]) -> str:
     what = f"{event.kind.name} {table} {event.chain}".rstrip()
     if event.kind in (Kind.NEWTABLE, Kind.DELTABLE) or is_own(table, event.chain):
         return what
-    shared = event.chain in chains.BASE[table] or event.chain == chains.KUBELET_FIREWALL
+    shared = event.chain in BASE[table] or event.chain == chains.KUBELET_FIREWALL
     return what if shared and event.kind in (Kind.DELCHAIN, Kind.DELRULE) else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kproxy.backends.iptables import chains
-from kproxy.backends.iptables.rules import Jump, Table
+from kproxy.backends.xtables.rules import Jump, Table
 from kproxy.core.objects import PortName, Protocol
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kproxy.backends.iptables.former import former
-from kproxy.backends.iptables.held import held, parse, settled
+from kproxy.backends.iptables.held import held, settled
 from kproxy.backends.iptables.render import context_of, render
+from kproxy.backends.xtables.saved import parse
 from kproxy.core.objects import Protocol
 from kproxy.core.stale_flows import Former
 from tests.backends.iptables.plans import ADDRESSES, V4, V6, port, snapshot

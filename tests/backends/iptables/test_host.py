@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from kproxy.backends.iptables import apply, host
-from kproxy.backends.iptables.door import ToolDoor
-from kproxy.backends.iptables.host import Feature, detect_variant, features, lacking, machine
-from kproxy.backends.iptables.rules import Table
-from kproxy.backends.iptables.script import Variant
+from kproxy.backends.iptables.host import features, machine
 from kproxy.backends.syncer import Syncer
+from kproxy.backends.xtables import host as tools
+from kproxy.backends.xtables.door import ToolDoor
+from kproxy.backends.xtables.host import Feature, detect_variant, lacking
+from kproxy.backends.xtables.rules import Table
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 from kproxy.errors import MachineError
 from kproxy.kernel import netns, sysctl
@@ -27,12 +29,12 @@ def test_this_kernel_has_all_features(family: Family, variant: Variant) -> None:
     """Every feature is found, together and one by one, without a trace in the namespace."""
     with scratch():
         before = ToolDoor(family, variant).save()
-        assert lacking(family, variant) == ()
+        assert lacking(family, variant, features(family)) == ()
         host.probe(family, variant)
         its = ToolDoor(family, variant)
         for feature in features(family):
             with netns.fresh():
-                assert host._tried(its, (feature,)) is None, feature.name
+                assert tools.tried(its, (feature,)) is None, feature.name
         assert ToolDoor(family, variant).save() == before
 
 
@@ -133,9 +135,9 @@ def test_whether_rules_can_ask_a_set(
     """Tried without a trace; a match that the tool or kernel lacks means no."""
     with scratch():
         before = ToolDoor(family, variant).save()
-        assert host.asks_sets(family, variant)
+        assert tools.asks_sets(family, variant)
         assert ToolDoor(family, variant).save() == before
         assert ToolDoor(family, variant).members("KP") is None
         gone = Feature("sets", Table.FILTER, "-m nosuch --match-set KP src,src", "xt_set", "NONE")
-        monkeypatch.setattr(host, "_ASKS", gone)
-        assert not host.asks_sets(family, variant)
+        monkeypatch.setattr(tools, "_ASKS", gone)
+        assert not tools.asks_sets(family, variant)

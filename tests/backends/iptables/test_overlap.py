@@ -6,7 +6,7 @@ import pytest
 
 from kproxy.backends.iptables.overlap import overlap
 from kproxy.backends.iptables.render import context_of, render
-from kproxy.backends.iptables.text import line
+from kproxy.backends.xtables.text import line
 from kproxy.core.objects import Family, Protocol
 from kproxy.core.snapshot import PortPlan
 from tests.backends.iptables.plans import LOCAL, V4, V6, context, port, snapshot, successor

@@ -14,9 +14,9 @@ from kproxy.backends.iptables.render import (
     render,
     render_rules,
 )
-from kproxy.backends.iptables.rules import Rule, Table
 from kproxy.backends.iptables.service import Context
-from kproxy.backends.iptables.text import line
+from kproxy.backends.xtables.rules import Rule, Table
+from kproxy.backends.xtables.text import line
 from kproxy.core.objects import Family
 from kproxy.core.snapshot import NodePortTargets, Snapshot
 from tests.backends.iptables.plans import (

@@ -6,8 +6,8 @@ import pytest
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.render import render_rules
-from kproxy.backends.iptables.rules import Drop, Goto, Jump, Recent, Reject, Rule, Table
 from kproxy.backends.iptables.service import Context, service_rules
+from kproxy.backends.xtables.rules import Drop, Goto, Jump, Recent, Reject, Rule, Table
 from kproxy.core.objects import Family
 from kproxy.core.policy import Client, Entry, Use, Verdict, treatment, verdict
 from kproxy.core.snapshot import PortPlan

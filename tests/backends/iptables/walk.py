@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from kproxy.backends.iptables import chains
-from kproxy.backends.iptables.rules import Accept, Dnat, Drop, Jump, Reject, Return, Rule, Table
+from kproxy.backends.xtables.rules import Accept, Dnat, Drop, Jump, Reject, Return, Rule, Table
 
 
 class Packet(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kproxy.backends.iptables.rules import (
+from kproxy.backends.xtables.rules import (
     NEGATABLE,
     Accept,
     Dnat,
@@ -21,8 +21,8 @@ from kproxy.backends.iptables.rules import (
     Table,
     Target,
 )
-from kproxy.backends.iptables.script import Variant
-from kproxy.backends.iptables.text import comment, host, line, probability
+from kproxy.backends.xtables.text import comment, host, line, probability
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 from tests.contract.namespaces import KERNEL, restored
 

@@ -1,7 +1,7 @@
 """Typed iptables rules: what render makes, text prints, and explain and tests walk.
 
 A rule is flat: every match that a service proxy needs is one field, absent when empty. The text is
-made in one place, :mod:`kproxy.backends.iptables.text`.
+made in one place, :mod:`kproxy.backends.xtables.text`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ class Table(StrEnum):
     NAT = "nat"
     FILTER = "filter"
     MANGLE = "mangle"
+
+
+#: The chains that the kernel itself calls, by table: no restore declares them.
+BASE: dict[Table, frozenset[str]] = {
+    Table.NAT: frozenset({"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"}),
+    Table.FILTER: frozenset({"INPUT", "FORWARD", "OUTPUT"}),
+    Table.MANGLE: frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}),
+}
 
 
 class Jump(Value, frozen=True):
@@ -97,7 +105,7 @@ class Rule(Value, frozen=True):
     ``protocol`` is lower case. ``source`` and ``destination`` are CIDRs (hosts too: ``/32``,
     ``/128``). ``dport`` 0 is any port. ``source_local``/``destination_local``: the address is one
     of this node. ``ctstate``: any of these states. ``probability`` is the decimal number that the
-    kernel gives back (:func:`kproxy.backends.iptables.text.probability`). ``in_interface`` may end
+    kernel gives back (:func:`kproxy.backends.xtables.text.probability`). ``in_interface`` may end
     in ``+``. ``source_set`` names a set: source address, protocol and source port are in it.
     ``target`` None: the rule only counts and explains. ``negated`` names inverted fields.
     """

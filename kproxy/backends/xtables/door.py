@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Protocol
 
-from kproxy.backends.iptables.script import Variant
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 from kproxy.errors import KernelError
 from kproxy.kernel import command, sysctl

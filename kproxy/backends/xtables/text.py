@@ -12,8 +12,8 @@ import socket
 from collections.abc import Callable, Iterable
 from functools import cache
 
-from kproxy.backends.iptables.chains import BASE
-from kproxy.backends.iptables.rules import (
+from kproxy.backends.xtables.rules import (
+    BASE,
     Accept,
     Dnat,
     Drop,

@@ -1,0 +1,1 @@
+"""IPVS mode: virtual servers by netlink, ipsets, and a fixed set of iptables rules."""

@@ -18,10 +18,13 @@ setup: ## install what is missing, make .venv, build both extensions (root, once
 	@$(WITH_SETUP); kp_need_root "make setup"; kp_setup tests
 
 test: ## the tests that need neither root nor a kernel of their own
-	@python -m pytest -m "not kernel"
+	@python -m pytest -m "not kernel and not ipvs and not sctp and not netem"
 
 test-kernel: ## the tests that make network namespaces (root)
 	@$(WITH_SETUP); kp_need_root "make test-kernel"; python -m pytest -m kernel
+
+test-uml: ## the tests that need what many kernels lack (IPVS, SCTP, netem): there, or in user-mode Linux
+	@python -m pytest -m "ipvs or sctp or netem"
 
 verify: verify-style verify-types verify-layers verify-cython verify-scripts ## style, types, layers
 

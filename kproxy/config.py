@@ -59,6 +59,9 @@ class Iptables(Value, frozen=True, rename="camel"):
 
 
 class Ipvs(Value, frozen=True, rename="camel"):
+    """``drain_timeout`` is kproxy's own: how long an endpoint that went keeps its TCP
+    connections."""
+
     sync_period: Seconds = Seconds(30)
     min_sync_period: Seconds = _NO_TIME
     scheduler: str = ""
@@ -67,6 +70,7 @@ class Ipvs(Value, frozen=True, rename="camel"):
     tcp_timeout: Seconds = _NO_TIME
     tcp_fin_timeout: Seconds = _NO_TIME
     udp_timeout: Seconds = _NO_TIME
+    drain_timeout: Seconds = Seconds(15 * 60)
 
 
 class Nftables(Value, frozen=True, rename="camel"):

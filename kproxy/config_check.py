@@ -12,15 +12,13 @@ from collections.abc import Iterator, Sequence
 
 from kproxy.config import Config, value_at
 from kproxy.core.objects import family_of
+from kproxy.core.servers import SCHEDULERS
 from kproxy.durations import format_duration
 from kproxy.errors import ConfigError
 
 MODES = ("iptables", "ipvs", "nftables", "userspace", "fastpath")
 DETECT_LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 NODE_PORT_KEYWORDS = ("primary", "localhost", "all")
-SCHEDULERS = (
-    *("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh", "fo", "ovf"),
-)
 
 #: Field, lowest, highest.
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -38,7 +36,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     *("iptables.minSyncPeriod", "ipvs.minSyncPeriod", "nftables.minSyncPeriod"),
-    *("ipvs.tcpTimeout", "ipvs.tcpFinTimeout", "ipvs.udpTimeout"),
+    *("ipvs.tcpTimeout", "ipvs.tcpFinTimeout", "ipvs.udpTimeout", "ipvs.drainTimeout"),
     *("conntrack.tcpEstablishedTimeout", "conntrack.tcpCloseWaitTimeout"),
     *("conntrack.udpTimeout", "conntrack.udpStreamTimeout"),
 )

@@ -120,6 +120,7 @@ class Daemon:
         self._stopping = False
         self._exit_status = 0
         self._flows_retry: asyncio.TimerHandle | None = None
+        self._tend_at = float("inf")
         status = Status(
             pid=os.getpid(),
             node=self._node,
@@ -260,20 +261,31 @@ class Daemon:
             self._wake.set()
 
     def _addresses_moved(self, notices: AddressNotices) -> None:
-        notices.drain()
-        self._inbox.addresses_moved()
-        self._ask()
+        if notices.drain():
+            self._inbox.addresses_moved()
+            self._ask()
 
     async def _sync_or_wait(self) -> None:
-        """One sync if it is due, else sleep until it is or something happens."""
-        due = self._schedule.due(time.monotonic())
-        if due is not None and due <= time.monotonic():
+        """One sync if it is due, else what the mode finishes between syncs, else sleep until one
+        of them is due or something happens."""
+        now = time.monotonic()
+        due = self._schedule.due(now)
+        if due is not None and due <= now:
             await self._sync()
             return
+        if self._tend_at <= now:
+            await asyncio.to_thread(self._proxy.tend)
+            self._plan_tending()
+            return
+        next_ = min(self._tend_at, float("inf") if due is None else due)
         with suppress(TimeoutError):
-            async with asyncio.timeout(None if due is None else due - time.monotonic()):
+            async with asyncio.timeout(None if next_ == float("inf") else next_ - now):
                 await self._wake.wait()
         self._wake.clear()
+
+    def _plan_tending(self) -> None:
+        delay = self._proxy.tend_delay
+        self._tend_at = float("inf") if delay is None else time.monotonic() + delay
 
     async def _sync(self) -> None:
         """One sync in a worker thread. What arrives meanwhile waits for the next one."""
@@ -297,6 +309,7 @@ class Daemon:
         if self._flows_retry is not None:
             self._flows_retry.cancel()
             self._flows_retry = None
+        self._plan_tending()
         if delay := self._proxy.flows_retry_delay:
             self._flows_retry = self._loop.call_later(delay, self._ask)
         if not ok:

@@ -26,6 +26,7 @@ from kproxy.core.objects import Family, Value
 from kproxy.errors import KernelError, KproxyError, MachineError
 from kproxy.kernel import capabilities, command, netns, sysctl
 from kproxy.kernel.netlink import explained, open_route
+from kproxy.lab.uml import machine as uml
 
 #: linux/if_tun.h
 _TUNSETIFF = 0x400454CA
@@ -90,6 +91,21 @@ def examine() -> Report:
     except KproxyError as refused:
         return _without_namespace(refused)
     return Report(modes, features)
+
+
+def tried(name: str) -> Finding:
+    """One mode (in both families) or feature by its name in the report; a KeyError for no name."""
+    modes = {mode: (probe, remedy) for mode, probe, remedy in _MODE_PROBES}
+    features = {feature: (probe, remedy) for feature, _, probe, remedy in _FEATURE_PROBES}
+    try:
+        with netns.fresh():
+            if name in modes:
+                whole, remedy = modes[name]
+                answers = [_answer(name, partial(whole, family), remedy) for family in Family]
+                return next((answer for answer in answers if not answer.ok), answers[0])
+            return _answer(name, *features[name])
+    except KproxyError as refused:
+        return Finding(name, False, refused.what, refused.hint)
 
 
 def _modes() -> Iterator[ModeFinding]:
@@ -157,7 +173,7 @@ def _ipvs(family: Family) -> str:
     try:
         IPVS().close()
     except RefusedByKernel as refused:
-        raise MachineError("the kernel has no IPVS") from refused
+        raise MachineError("the kernel has no IPVS", hint=_without_ipvs()) from refused
     with _closing(_link("kp-probe", "dummy")):
         return "IPVS answers on netlink, dummy devices can be made"
 
@@ -186,16 +202,21 @@ def _fastpath(family: Family) -> str:
     return "TUN device, policy routing and connection marks work"
 
 
-_ANY_IPVS = (
-    f"{_module('ip_vs', 'CONFIG_IP_VS')}, or user-mode Linux: apt-get install user-mode-linux"
-)
+def _without_ipvs() -> str:
+    """What to do on a kernel without IPVS: another kernel, which may be a program."""
+    if uml.lacking() is None:
+        return "user-mode Linux: --kernel uml of kproxy lab up and kproxy scenario run"
+    return f"{_IPVS}, or user-mode Linux: apt-get install user-mode-linux"
+
+
+_IPVS = _module("ip_vs", "CONFIG_IP_VS")
 
 #: Mode (and variant), its probe, and the remedy where the probe itself names none.
 _MODE_PROBES: tuple[tuple[str, Callable[[Family], str], str], ...] = (
     ("iptables-legacy", _iptables("legacy"), _module("iptable_nat", "CONFIG_IP_NF_NAT")),
     ("iptables-nft", _iptables("nft"), _module("nft_compat", "CONFIG_NFT_COMPAT")),
     ("nftables", _nftables, _module("nf_tables", "CONFIG_NF_TABLES")),
-    ("ipvs", _ipvs, _ANY_IPVS),
+    ("ipvs", _ipvs, _IPVS),
     ("userspace", _userspace, _module("xt_REDIRECT", "CONFIG_NETFILTER_XT_TARGET_REDIRECT")),
     ("fastpath", _fastpath, _module("tun", "CONFIG_TUN")),
 )
@@ -296,6 +317,13 @@ def _capture() -> str:
     return "packet sockets open"
 
 
+def _uml() -> str:
+    lacking = uml.lacking()
+    if lacking is not None:
+        raise lacking
+    return f"{command.require(uml.KERNEL)}: a kernel with IPVS, SCTP and netem, without root"
+
+
 def _descriptors() -> str:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < ENOUGH_DESCRIPTORS:
@@ -311,9 +339,9 @@ def _tool(name: str) -> Probe:
 
 
 _CONNTRACK = _module("nf_conntrack", "CONFIG_NF_CONNTRACK")
-_NETEM = _module("sch_netem", "CONFIG_NET_SCH_NETEM")
+_NETEM = f"{_module('sch_netem', 'CONFIG_NET_SCH_NETEM')}, or --kernel uml"
 _TBF = _module("sch_tbf", "CONFIG_NET_SCH_TBF")
-_SCTP = f"{_module('sctp', 'CONFIG_IP_SCTP')} (scenarios send crafted SCTP packets without it)"
+_SCTP = f"{_module('sctp', 'CONFIG_IP_SCTP')}, or --kernel uml (scenarios craft packets without it)"
 
 #: Feature, what needs it, probe, remedy.
 _FEATURE_PROBES: tuple[tuple[str, str, Probe, str], ...] = (
@@ -333,7 +361,7 @@ _FEATURE_PROBES: tuple[tuple[str, str, Probe, str], ...] = (
     ("nft tool", "nftables, fastpath", _tool("nft"), ""),
     ("ip tool", "reading along", _tool("ip"), ""),
     ("conntrack tool", "reading along", _tool("conntrack"), ""),
-    ("user-mode Linux", "ipvs where the kernel has none", _tool("linux.uml"), ""),
+    ("user-mode Linux", "--kernel uml: ipvs, SCTP, netem where the kernel has none", _uml, ""),
 )  # fmt: skip
 
 

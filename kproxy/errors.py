@@ -12,6 +12,7 @@
     ├── KernelError             1   the kernel, or a tool that speaks to it, said no
     │   ├── CommandError            a process ended with a status other than 0
     │   ├── NetlinkError            a netlink request was answered with an errno
+    │   │   └── MemberError             … about one member of a set
     │   └── ApplyError              a transaction was refused; nothing of it is in force
     │       └── ContentError            … for what it says: it would be refused again
     ├── LabError                1   the lab is not in the state that the command needs
@@ -106,6 +107,18 @@ class NetlinkError(KernelError):
     def __init__(self, what: str, errno: int, *, where: str = "", hint: str = "") -> None:
         self.errno = errno
         super().__init__(what, where=where, hint=hint)
+
+
+class MemberError(NetlinkError):
+    """The kernel refused to put a member into a set, or to take it out.
+
+    ``set_name`` is the set, ``member`` the packed member (:mod:`kproxy.core.members`).
+    """
+
+    def __init__(self, what: str, errno: int, *, set_name: str, member: bytes) -> None:
+        self.set_name = set_name
+        self.member = member
+        super().__init__(what, errno)
 
 
 class ApplyError(KernelError):

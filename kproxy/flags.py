@@ -110,6 +110,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("ipvs-tcp-timeout", _D, "ipvs.tcpTimeout", "0s leaves the kernel's", MODE),
     Flag("ipvs-tcpfin-timeout", _D, "ipvs.tcpFinTimeout", "0s leaves the kernel's", MODE),
     Flag("ipvs-udp-timeout", _D, "ipvs.udpTimeout", "0s leaves the kernel's", MODE),
+    Flag("ipvs-drain-timeout", _D, "ipvs.drainTimeout",
+         "how long an endpoint that went keeps its TCP connections", MODE),
     Flag("proxy-port-range", _T, "portRange", "ports of userspace mode", MODE),
     Flag("feature-gates", Kind.SWITCHES, "featureGates", "accepted, no effect", MODE),
     Flag("conntrack-max-per-core", _I, "conntrack.maxPerCore", "0 leaves the limit", KERNEL),

@@ -15,13 +15,13 @@ import msgspec
 
 from kproxy import logs
 from kproxy.backends import registry
-from kproxy.backends.base import Applied, Backend
+from kproxy.backends.base import Applied, Backend, Tending
 from kproxy.backends.syncer import Syncer
 from kproxy.config import Config
 from kproxy.core.events import Delta
 from kproxy.core.objects import EndpointSlice, Family, Node, ObjectKey, Value
 from kproxy.core.planner import Planner
-from kproxy.core.settings import node_settings, primary_family
+from kproxy.core.settings import ipvs_settings, node_settings, primary_family
 from kproxy.core.snapshot import NodeSettings, Snapshot
 from kproxy.core.tracker import Changes, Counts, Tracker
 from kproxy.errors import ApplyError, CommandError, KernelError, KproxyError, MachineError
@@ -31,6 +31,9 @@ from kproxy.others import Others
 from kproxy.status import FamilyStatus
 
 _log = logs.get("proxy")
+
+#: Seconds to the next try when a backend could not finish what it has begun.
+TEND_RETRY = 10.0
 
 
 class SyncRecord(Value, frozen=True):
@@ -85,7 +88,8 @@ class NodeProxy:
         primary = primary_family(self._config, self.node, self._addresses)
         served, skipped = [], []
         for family in Family:
-            backend = registry.create(self.choice, family)
+            asked = ipvs_settings(self._config, family)
+            backend = registry.create(self.choice, family, asked)
             try:
                 backend.probe()
             except MachineError as lacking:
@@ -129,6 +133,17 @@ class NodeProxy:
         ok = all(record.ok for record in self.records)
         self.others.after_sync([record.transactions for record in self.records], ok=ok)
         return ok
+
+    def tend(self) -> None:
+        """Between syncs: let every family finish what :attr:`tend_delay` told of."""
+        for job in [self._pool.submit(family.tend) for family in self._families]:
+            job.result()
+
+    @property
+    def tend_delay(self) -> float | None:
+        """Seconds after which to call :meth:`tend`, sync or not; None: nothing waits for it."""
+        delays = [family.tend_delay for family in self._families]
+        return min((delay for delay in delays if delay is not None), default=None)
 
     def take_in(self, delta: Delta) -> None:
         """Know of a change; the next sync brings it to the kernel."""
@@ -225,6 +240,9 @@ class _FamilyProxy:
         self._planner = Planner(family)
         self._syncer = Syncer(backend)
         self._flows = FlowCleaner(family, backend.mode)
+        self._backend = backend
+        #: See :attr:`NodeProxy.tend_delay`.
+        self.tend_delay: float | None = None
         self._lost_plan = False
         #: Slice -> when the oldest change happened that the kernel has not acknowledged.
         self._triggers: dict[ObjectKey, float] = {}
@@ -258,9 +276,26 @@ class _FamilyProxy:
         if found is not None and not self._flows.knows_its_past:
             self._flows.remember(lambda: registry.former(self._syncer.backend.mode, found))
         if not record.ok:
+            # What is in force is not known: the next good sync finds what there is to tend.
+            self.tend_delay = None
             return record
+        self.tend()
         cleaned = self._flows.clean(all_of_it=record.full)
         return msgspec.structs.replace(record, cleaned=cleaned)
+
+    def tend(self) -> None:
+        """Let the backend finish what it has begun; a failure is told and tried again."""
+        if not isinstance(self._backend, Tending):
+            return
+        try:
+            self.tend_delay = self._backend.tend()
+        except KproxyError as refused:
+            _log.warning("not finished", family=int(self.family), why=refused)
+            self.tend_delay = TEND_RETRY
+        except Exception as fault:  # noqa: BLE001
+            # As in a sync: a fault of ours must not end the proxy of a node.
+            _log.fault("tending broke off", fault, family=int(self.family))
+            self.tend_delay = TEND_RETRY
 
     @property
     def flows_retry_delay(self) -> float:

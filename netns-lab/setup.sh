@@ -15,6 +15,7 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 export PATH
 
 # Debian package | a command or file that shows that it is there | for lab or tests | why
+# lab? means: wanted, but all goes on without it (not every architecture has the package).
 KP_PACKAGES='
 iproute2    | ip                    | lab   | network namespaces by hand; what users look with
 iptables    | iptables-restore      | lab   | the iptables mode, both variants
@@ -27,6 +28,7 @@ librsvg2-bin | rsvg-convert         | lab   | kproxy lab graph as PNG
 kmod        | modprobe              | lab   | iptables loads its kernel modules through it
 gcc         | gcc                   | lab   | compiles the extension
 libc6-dev   | /usr/include/stdio.h  | lab   | its headers
+user-mode-linux | linux.uml         | lab?  | a kernel with IPVS where this one has none
 make        | make                  | tests | make verify
 shellcheck  | shellcheck            | tests | make verify reads the shell scripts too
 '
@@ -87,15 +89,29 @@ kp_has() {
 }
 
 kp_packages() {
-    local package sign purpose missing=()
+    local package sign purpose missing=() wanted=()
     while IFS='|' read -r package sign purpose _; do
         package=${package// /} sign=${sign// /} purpose=${purpose// /}
-        if [ -z "$package" ] || { [ "$purpose" = tests ] && [ "$1" = lab ]; }; then
+        if [ -z "$package" ] || { [ "$purpose" = tests ] && [ "$1" = lab ]; } || kp_has "$sign"; then
             continue
         fi
-        kp_has "$sign" || missing+=("$package")
+        if [ "$purpose" = "lab?" ]; then wanted+=("$package"); else missing+=("$package"); fi
     done <<<"$KP_PACKAGES"
     kp_install "${missing[@]}"
+    for package in "${wanted[@]}"; do
+        kp_try_install "$package"
+    done
+}
+
+# Install what can be done without. What failed once is not tried again: that would take a minute,
+# and the network, every time.
+kp_try_install() {
+    local failed=$KP_BUILD/without-$1
+    [ ! -e "$failed" ] || return 0
+    # In a shell of its own: a failure ends only that.
+    (kp_install "$1") && return 0
+    touch "$failed"
+    kp_say "going on without $1 (to try again: rm ${failed#"$KP_ROOT"/})"
 }
 
 kp_install() {

@@ -14,6 +14,14 @@ from types import ModuleType
 
 import pytest
 
+# Hooks: tests that this kernel cannot run are run in user-mode Linux.
+from tests.uml.outside import (  # noqa: F401
+    pytest_collection_modifyitems,
+    pytest_runtest_protocol,
+    pytest_runtestloop,
+    pytest_unconfigure,
+)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 #: Where each build of the compiled modules is (setup.py).

@@ -249,6 +249,7 @@ def test_an_unusable_file_is_an_error(tmp_path: Path, text: str | None, told: st
         ({"mode": "magic"}, "mode: 'magic'"),
         ({"mode": "ipvs", "ipvs.scheduler": "best"}, "ipvs.scheduler"),
         ({"mode": "ipvs", "ipvs.excludeCIDRs": ("x",)}, "ipvs.excludeCIDRs"),
+        ({"mode": "ipvs", "ipvs.drainTimeout": -1.0}, "ipvs.drainTimeout"),
         ({"logging.format": "xml"}, "logging.format"),
         ({"portRange": "a-b"}, "portRange"),
         ({"hostnameOverride": "a_b"}, "hostnameOverride"),

@@ -13,8 +13,8 @@ from kproxy.backends.iptables.host import Machine
 from kproxy.core.events import Delta, Ref
 from kproxy.core.objects import Family
 from kproxy.core.tracker import Tracker
-from kproxy.errors import CommandError
-from kproxy.proxy import SyncRecord, _FamilyProxy
+from kproxy.errors import CommandError, KernelError
+from kproxy.proxy import TEND_RETRY, SyncRecord, _FamilyProxy
 from tests.factories import make_service, make_settings, make_slice
 
 START = 1000.0
@@ -138,3 +138,45 @@ def test_foreign_changes_are_told_apart(world: World) -> None:
     assert not world.sync().foreign
     world.door.broken = False
     assert not world.sync().foreign
+
+
+class Tender(IptablesBackend):
+    """An iptables backend with something to finish: ``answers`` are what it says, in turn."""
+
+    def __init__(self, door: Door) -> None:
+        super().__init__(Family.IPV4, "nft", door=door, machine=Machine())
+        self.answers: list[float | Exception | None] = []
+
+    def tend(self) -> float | None:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "delay"),
+    [
+        pytest.param(None, None, id="nothing waits"),
+        pytest.param(1.5, 1.5, id="it wants to be called again"),
+        pytest.param(KernelError("no"), TEND_RETRY, id="refused"),
+        pytest.param(ValueError("a fault of ours"), TEND_RETRY, id="broken"),
+    ],
+)
+def test_what_a_mode_finishes_between_syncs(
+    world: World, answer: float | Exception | None, delay: float | None
+) -> None:
+    """The mode says when it wants to be called again; whatever goes wrong is tried again."""
+    backend = Tender(world.door)
+    family = _FamilyProxy(Family.IPV4, backend)
+    backend.answers = [answer, None]
+    family.tend()
+    assert family.tend_delay == delay
+    family.tend()
+    assert (family.tend_delay, backend.answers) == (None, [])
+
+
+def test_a_mode_that_finishes_all_in_its_syncs(world: World) -> None:
+    """It is never called, and nothing waits."""
+    world.family.tend()
+    assert world.family.tend_delay is None

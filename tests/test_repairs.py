@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kproxy.backends.iptables.watch import PERIOD as LOOK_PERIOD
+from kproxy.backends.xtables.watch import PERIOD as LOOK_PERIOD
 from kproxy.repairs import FREE, LONGEST_DELAY, PER_COST, QUIET, SHORTEST_DELAY, Repairs
 from kproxy.sync import Run, Schedule
 

@@ -8,7 +8,7 @@ puts them together.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from kproxy.core.objects import Family, PortName, Value
 from kproxy.core.snapshot import Snapshot
@@ -73,6 +73,18 @@ class Backend(Protocol[Desired, Actual, Patch]):
 
     def cleanup(self) -> None:
         """Take away every trace of ours from this namespace; fine when there is none."""
+
+
+@runtime_checkable
+class Tending(Protocol):
+    """A backend with things to finish by itself between syncs, such as connections that end."""
+
+    def tend(self) -> float | None:
+        """Do what is due; the seconds after which it wants to be called again, None: nothing waits.
+
+        To be called after a good sync, and then when it says; work follows what waits, not the
+        cluster. KernelError when refused: it is called again later.
+        """
 
 
 class Watch(Protocol):

@@ -28,6 +28,7 @@ OPTIONS: Mapping[str, Mapping[str, int]] = {
     "": {"-s": 1, "-d": 1, "-i": 1, "-p": 1},
     "comment": {"--comment": 1},
     "set": {"--match-set": 2},
+    "nfacct": {"--nfacct-name": 1},
     "tcp": {"--dport": 1},
     "udp": {"--dport": 1},
     "sctp": {"--dport": 1},
@@ -66,6 +67,8 @@ _LONG_COMMENT = re.compile(rf'(--comment "[^"]{{{MAX_COMMENT}}})[^"]+"')
 
 #: The set that a rule asks.
 _ASKED = re.compile(r"--match-set (\S+) ")
+#: The counter that a rule counts with.
+_COUNTED = re.compile(r"--nfacct-name (\S+)")
 
 
 class _Refused(Exception):
@@ -85,6 +88,7 @@ class FakeIptables:
         }
         self.sysctls: dict[str, str] = {"net/ipv4/conf/all/route_localnet": "0"}
         self.sets: dict[str, set[bytes]] = {}
+        self.made_counters: set[str] = set()
         self.failures: list[str] = []
         self.texts: list[str] = []
         self._before: dict[str, str] = {}
@@ -124,13 +128,27 @@ class FakeIptables:
         self._set(name).difference_update(members)
 
     def destroy(self, name: str, *, wait: bool = False) -> bool:
-        rules = (
-            rule for content in self.tables.values() for rows in content.values() for rule in rows
-        )
-        if any(asked == name for rule in rules for asked in _ASKED.findall(rule)):
+        if any(asked == name for rule in self._rules() for asked in _ASKED.findall(rule)):
             return False
         self.sets.pop(name, None)
         return True
+
+    def counters(self) -> Mapping[str, int]:
+        named = [name for rule in self._rules() for name in _COUNTED.findall(rule)]
+        return {name: named.count(name) for name in self.made_counters}
+
+    def make_counter(self, name: str) -> None:
+        self.made_counters.add(name)
+
+    def drop_counter(self, name: str, others: int = 0) -> bool:
+        if self.counters().get(name):
+            return False
+        self.made_counters.discard(name)
+        return True
+
+    def _rules(self) -> list[str]:
+        tables = self.tables.values()
+        return [rule for content in tables for rows in content.values() for rule in rows]
 
     def _set(self, name: str) -> set[bytes]:
         if name not in self.sets:
@@ -193,6 +211,9 @@ class FakeIptables:
         for name in _ASKED.findall(rest) if verb in ("-A", "-I") else ():
             if name not in self.sets:
                 raise _Refused(f"no set {name}")
+        for name in _COUNTED.findall(rest) if verb in ("-A", "-I") else ():
+            if name not in self.made_counters:
+                raise _Refused(f"no counter {name}")
         act(table, work, rest)
 
     def _declare(self, table: str, work: dict[str, list[str]], row: str) -> None:

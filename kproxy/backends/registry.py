@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from kproxy.backends.base import Backend, Watch
+from kproxy.backends.xtables.layout import Layout
 from kproxy.config_check import MODES
 from kproxy.core.objects import Family, Value
-from kproxy.core.snapshot import Snapshot
+from kproxy.core.snapshot import IpvsSettings, Snapshot
 from kproxy.core.stale_flows import Former
 from kproxy.errors import UsageError
 
@@ -23,8 +24,11 @@ AnyBackend = Backend[Any, Any, Any]
 class Built(Value, frozen=True):
     """A mode that this version has. ``variants`` () means that it has only one form.
 
-    ``make(family, variant)`` gives its backend, ``detect()`` the variant that this host uses, and
-    ``text(snapshot, variant)`` its rules for reading, without a look at any host.
+    ``offered``: one chooses between the variants; else they only say whose tools write the rules
+    that go with the mode, and the host decides.
+    ``make(family, variant, asked)`` gives its backend; ``asked`` is what the operator wants of ipvs
+    mode. ``detect()`` is the variant that this host uses, and ``text(snapshot, variant)`` its rules
+    for reading, without a look at any host.
     ``watch(variant, families)`` notices what others change of it. ``sweep(family, variant,
     standing)`` takes away what the mode, kube-proxy's too, left in that variant, now that the mode
     ``standing`` serves instead; it returns whether there was anything.
@@ -34,7 +38,7 @@ class Built(Value, frozen=True):
     """
 
     variants: tuple[str, ...]
-    make: Callable[[Family, str], AnyBackend]
+    make: Callable[[Family, str, IpvsSettings], AnyBackend]
     detect: Callable[[], str]
     text: Callable[[Snapshot, str], Iterator[str]]
     counts: Callable[[Any], Mapping[str, int]]
@@ -42,9 +46,10 @@ class Built(Value, frozen=True):
     former: Callable[[Any], Former]
     watch: Callable[[str, Iterable[Family]], Watch]
     sweep: Callable[[Family, str, Choice], bool]
+    offered: bool = True
 
 
-def _iptables(family: Family, variant: str) -> AnyBackend:
+def _iptables(family: Family, variant: str, asked: IpvsSettings) -> AnyBackend:
     from kproxy.backends.iptables.apply import IptablesBackend
 
     return IptablesBackend(family, variant)
@@ -92,7 +97,79 @@ def _iptables_sweep(family: Family, variant: str, standing: Choice) -> bool:
     from kproxy.backends.iptables.apply import sweep
     from kproxy.backends.xtables.variant import Variant
 
-    return sweep(family, Variant(variant))
+    return sweep(family, Variant(variant), standing.mode, _spared(standing, variant))
+
+
+def _iptables_layout() -> Layout:
+    from kproxy.backends.iptables.layout import LAYOUT
+
+    return LAYOUT
+
+
+def _ipvs(family: Family, variant: str, asked: IpvsSettings) -> AnyBackend:
+    from kproxy.backends.ipvs.apply import IpvsBackend
+
+    return IpvsBackend(family, variant, scheduler=asked.scheduler)
+
+
+def _ipvs_variant() -> str:
+    from kproxy.backends.ipvs.host import working_variant
+
+    return str(working_variant())
+
+
+def _ipvs_text(snapshot: Snapshot, variant: str) -> Iterator[str]:
+    from kproxy.backends.ipvs.text import text
+
+    return text(snapshot)
+
+
+def _ipvs_counts(desired: Any) -> Mapping[str, int]:
+    from kproxy.backends.ipvs.counts import rules_by_table
+
+    return rules_by_table(desired)
+
+
+def _ipvs_prepare(backend: Any, snapshot: Snapshot) -> tuple[tuple[str, str], ...]:
+    from kproxy.backends.ipvs.prepare import prepare
+
+    return prepare(backend, snapshot)
+
+
+def _ipvs_former(actual: Any) -> Former:
+    from kproxy.backends.ipvs.former import former
+
+    return former(actual)
+
+
+def _ipvs_watch(variant: str, families: Iterable[Family]) -> Watch:
+    from kproxy.backends.ipvs.watch import watch
+    from kproxy.backends.xtables.variant import Variant
+
+    return watch(Variant(variant), families)
+
+
+def _ipvs_sweep(family: Family, variant: str, standing: Choice) -> bool:
+    from kproxy.backends.ipvs.sweep import sweep
+    from kproxy.backends.xtables.variant import Variant
+
+    return sweep(family, Variant(variant), standing.mode, _spared(standing, variant))
+
+
+def _ipvs_layout() -> Layout:
+    from kproxy.backends.ipvs.chains import LAYOUT
+
+    return LAYOUT
+
+
+#: Which chains and rules of the kernel's tables are a mode's, for the modes that have some.
+_LAYOUTS: dict[str, Callable[[], Layout]] = {"iptables": _iptables_layout, "ipvs": _ipvs_layout}
+
+
+def _spared(standing: Choice, variant: str) -> Layout | None:
+    """What a sweep of this variant must leave alone."""
+    layout = _LAYOUTS.get(standing.mode)
+    return layout() if layout is not None and standing.variant == variant else None
 
 
 #: Modes that are not here come in later versions. The first variant is the one that is shown when
@@ -109,6 +186,18 @@ _BUILT: dict[str, Built] = {
         watch=_iptables_watch,
         sweep=_iptables_sweep,
     ),
+    "ipvs": Built(
+        variants=("nft", "legacy"),
+        make=_ipvs,
+        detect=_ipvs_variant,
+        text=_ipvs_text,
+        counts=_ipvs_counts,
+        prepare=_ipvs_prepare,
+        former=_ipvs_former,
+        watch=_ipvs_watch,
+        sweep=_ipvs_sweep,
+        offered=False,
+    ),
 }
 
 
@@ -119,7 +208,8 @@ class Choice(Value, frozen=True):
     variant: str = ""
 
     def __str__(self) -> str:
-        return f"{self.mode}-{self.variant}" if self.variant not in ("", AUTO) else self.mode
+        named = self.variant not in ("", AUTO) and self.mode in _BUILT and variants(self.mode)
+        return f"{self.mode}-{self.variant}" if named else self.mode
 
 
 def built(mode: str) -> bool:
@@ -128,8 +218,8 @@ def built(mode: str) -> bool:
 
 
 def variants(mode: str) -> tuple[str, ...]:
-    """The variants of a mode that is built; () when it has only one form."""
-    return _BUILT[mode].variants
+    """The variants of a mode that is built, to choose from; () when it has only one form."""
+    return _BUILT[mode].variants if _BUILT[mode].offered else ()
 
 
 def names() -> tuple[str, ...]:
@@ -139,7 +229,14 @@ def names() -> tuple[str, ...]:
 
 def choices() -> tuple[Choice, ...]:
     """What ``--mode all`` stands for: each variant of each built mode."""
-    return tuple(Choice(mode, variant) for mode in _BUILT for variant in variants(mode) or ("",))
+    return tuple(
+        Choice(mode, variant) for mode in _BUILT for variant in variants(mode) or (_alone(mode),)
+    )
+
+
+def _alone(mode: str) -> str:
+    """The variant of a mode by its bare name."""
+    return AUTO if _BUILT[mode].variants else ""
 
 
 def parse(name: str) -> Choice:
@@ -151,13 +248,15 @@ def parse(name: str) -> Choice:
         )
     if mode not in _BUILT or (variant and variant not in variants(mode)):
         raise UsageError(f"unknown mode {name!r}", hint=f"there are: {', '.join(names())}")
-    return Choice(mode, variant or (AUTO if variants(mode) else ""))
+    return Choice(mode, variant or _alone(mode))
 
 
 def named(mode: str, variant: str = AUTO) -> Choice:
     """The choice that a mode and a ``--iptables-variant`` mean together; UsageError as above."""
     choice = parse(mode)
-    return choice if variant == AUTO else parse(f"{choice.mode}-{variant}")
+    if variant == AUTO or variant not in _BUILT[choice.mode].variants:
+        return choice if variant == AUTO else parse(f"{choice.mode}-{variant}")
+    return Choice(choice.mode, variant)
 
 
 def resolve(choice: Choice) -> Choice:
@@ -167,9 +266,16 @@ def resolve(choice: Choice) -> Choice:
     return Choice(choice.mode, _BUILT[choice.mode].detect())
 
 
-def create(choice: Choice, family: Family) -> AnyBackend:
-    """A backend for one family in the calling thread's network namespace; not yet probed."""
-    return _BUILT[choice.mode].make(family, resolve(choice).variant)
+def create(
+    choice: Choice,
+    family: Family,
+    asked: IpvsSettings = IpvsSettings(),  # noqa: B008 (frozen)
+) -> AnyBackend:
+    """A backend for one family in the calling thread's network namespace; not yet probed.
+
+    ``asked`` is what the operator wants of ipvs mode; the others do not look at it.
+    """
+    return _BUILT[choice.mode].make(family, resolve(choice).variant, asked)
 
 
 def watch(choice: Choice, families: Iterable[Family]) -> Watch:
@@ -184,10 +290,12 @@ def sweep(standing: Choice, families: Iterable[Family]) -> tuple[Choice, ...]:
     Returns those of which there was something.
     """
     left = []
-    for other in choices():
-        if other != standing:
-            swept = [_BUILT[other.mode].sweep(each, other.variant, standing) for each in families]
-            left += [other] * any(swept)
+    for mode, form in _BUILT.items():
+        for variant in form.variants or ("",):
+            other = Choice(mode, variant)
+            if other != standing:
+                swept = [form.sweep(each, variant, standing) for each in families]
+                left += [other] * any(swept)
     return tuple(left)
 
 

@@ -35,12 +35,21 @@ _SIGNS = {True: "\u2713", False: "\u2717", None: "\u2013"}
     shell_complete=complete_modes,
     help="Only these (iptables, iptables-nft, …); all by default.",
 )
+@click.option(
+    "--kernel",
+    type=click.Choice(["auto", "host"]),
+    default="auto",
+    show_default=True,
+    help="auto: modes that this kernel lacks are tried in user-mode Linux.",
+)
+@click.option("--no-lab", is_flag=True, help="Have no lab up in the end.")
 @output_option("json", "yaml")
-def command(topology: str, modes: str, output: str | None) -> None:
-    """Try every mode that this kernel has, with real packets over IPv4 and IPv6.
+def command(topology: str, modes: str, kernel: str, no_lab: bool, output: str | None) -> None:
+    """Try every mode with real packets over IPv4 and IPv6.
 
-    Each mode gets a lab of its own, which is taken down again. In the end the lab "lab" is up in
-    the default mode, to go on with; if it was up already it is left as it was.
+    A mode that this kernel lacks is tried in user-mode Linux meanwhile. Each mode gets a lab of its
+    own, which is taken down again. In the end the lab "lab" is up in the default mode, to go on
+    with; if it was up already it is left as it was.
     """
     import msgspec
 
@@ -49,14 +58,17 @@ def command(topology: str, modes: str, output: str | None) -> None:
     wanted = catalogue.load(topology)
     with progress() as step:
         only = [mode for mode in modes.split(",") if mode]
-        report = tour.run(wanted, only, say=note, step=step)
-        step("bringing a lab up to go on with")
-        came = _stay(wanted)
+        beside = topology if kernel == "auto" else ""
+        report = tour.run(wanted, only, say=note, step=step, name=beside)
+        if not no_lab:
+            step("bringing a lab up to go on with")
+            came = _stay(wanted)
     if output:
         emit(msgspec.to_builtins(report), output)
     else:
         show(report)
-        click.echo(f"\n{came}")
+        if not no_lab:
+            click.echo(f"\n{came}")
     if not report.ok:
         raise CheckFailed("not everything works here", hint="see: kproxy doctor")
 
@@ -124,7 +136,10 @@ def _remarks(modes: Iterable[ModeResult]) -> list[str]:
     """Why a cell is not a tick: one remark for each reason."""
     lines: list[str] = []
     reasons: dict[str, list[str]] = {}
+    elsewhere: dict[str, list[str]] = {}
     for mode in modes:
+        if mode.kernel:
+            elsewhere.setdefault(mode.kernel, []).append(mode.mode)
         lines += [
             f"{_SIGNS[r.ok]} {mode.mode} {_family(r.family)} {r.check}: {r.detail}"
             for r in mode.results
@@ -137,7 +152,12 @@ def _remarks(modes: Iterable[ModeResult]) -> list[str]:
             whole = not mode.results and len(by_reason) == 1
             which = mode.mode if whole else f"{mode.mode} {' and '.join(families)}"
             reasons.setdefault(why, []).append(which)
-    return lines + [f"{_SIGNS[None]} {', '.join(who)}: {why}" for why, who in reasons.items()]
+    lines += [f"{_SIGNS[None]} {', '.join(who)}: {why}" for why, who in reasons.items()]
+    # Last: a tick needs no reason, but whose kernel it is should be known.
+    return lines + [
+        f"{', '.join(who)}: tried in {kernel}, this kernel lacks it"
+        for kernel, who in elsewhere.items()
+    ]
 
 
 def _family(family: Family) -> str:

@@ -6,18 +6,23 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from kproxy.errors import MachineError, ScenarioError
+from kproxy.errors import KproxyError, MachineError, ScenarioError, UsageError
 
 if TYPE_CHECKING:
     from kproxy.lab.scenario.report import Result
     from kproxy.lab.scenario.schema import Broken, Scenario
     from kproxy.lab.scenario.stage import Stage
+    from kproxy.lab.uml.place import Places
+
+#: What it takes to run scenarios on the host's kernel.
+_CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW")
 
 
 @click.group(help="Run real packets against expectations.")
@@ -40,42 +45,160 @@ def command() -> None:
     "--keep", is_flag=True, help="Keep the first failing scenario's network (or the last)."
 )
 @click.option("--no-explain", is_flag=True, help="Do not look closer at failing flows.")
+@click.option(
+    "--kernel",
+    type=click.Choice(["auto", "host", "uml"]),
+    default="auto",
+    show_default=True,
+    help="The host's, or user-mode Linux: needs no root, has IPVS. auto: for what the host lacks.",
+)
+@click.option("--stream", is_flag=True, hidden=True, help="Each result as a line of JSON.")
 def run(
-    files: tuple[Path, ...], modes: str, output: str, only: str, keep: bool, no_explain: bool
+    files: tuple[Path, ...],
+    modes: str,
+    output: str,
+    only: str,
+    keep: bool,
+    no_explain: bool,
+    kernel: str,
+    stream: bool,
 ) -> None:
     """Run scenario files (or folders of them) and compare what packets meet with what is claimed.
 
     Exit status 0: all passed, 1: something failed, 2: nothing ran. A folder counts as the whole
     suite: an exception of a mode that no scenario met fails it.
     """
-    from kproxy.kernel import capabilities
-    from kproxy.lab.scenario import exceptions, report
-    from kproxy.lab.scenario.runner import Runner
-    from kproxy.lab.scenario.runner import modes as find_modes
+    from kproxy.lab.scenario import report
+    from kproxy.lab.uml.boot import ended_by_signals
+    from kproxy.lab.uml.place import place
 
-    capabilities.require("kproxy scenario run", "CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW")
-    wanted = find_modes(name.strip() for name in modes.split(",") if name.strip())
-    if not wanted.choices:
+    places = place((name.strip() for name in modes.split(",") if name.strip()), kernel)
+    if not places.here and not places.inside:
         raise MachineError("no mode to run in", hint="kproxy doctor tells what this machine has")
+    if keep and places.inside:
+        raise UsageError(
+            "--keep keeps a network of this host, user-mode Linux ends with its scenarios",
+            hint="try --kernel host, or a lab: kproxy lab up --kernel uml",
+        )
     cases = [case for path in scenario_files(files) for case in _load(path) if only in case.name]
-    table = exceptions.default_path()
-    rows = exceptions.load(table) if table.exists() else ()
-    show = _Screen(output)
-    pairs = [(choice, case) for choice in wanted.choices for case in cases]
-    with Runner(rows, explain_failures=not no_explain) as runner:
-        keeper = _Keeper(keep)
-        for number, (choice, case) in enumerate(pairs, 1):
-            keeper.last = number == len(pairs)
-            show.result(runner.run(case, choice, before_end=keeper.look))
-            if keeper.done:
-                break
-        if any(path.is_dir() for path in files) and not only and not keeper.done:
-            for unmet in runner.unused_rows(wanted.choices):
-                show.result(unmet)
-    for choice, reason in wanted.missing:
-        show.result(report.absent(str(choice), reason))
-    show.end(runner.seconds)
+    suite = any(path.is_dir() for path in files) and not only
+    show = _Screen("stream" if stream else output)
+    words = [*map(str, files), *(["-k", only] * bool(only)), *["--no-explain"] * no_explain]
+    # Ended by a signal, the labs are taken down; the scenarios' own namespaces are so as well.
+    with ended_by_signals(), ExitStack() as undo:
+        here = _Here(places, keep=keep, explain=not no_explain, undo=undo)
+        inside = _Inside(places, words, show, undo)
+        here.run(cases, show, suite=suite, meanwhile=inside.look)
+        inside.finish()
+    show.end()
     sys.exit(report.exit_status(show.results))
+
+
+class _Here:
+    """The modes that run on this host's kernel. Forks its helper processes when it is made."""
+
+    def __init__(self, places: Places, *, keep: bool, explain: bool, undo: ExitStack) -> None:
+        from kproxy.kernel import capabilities
+        from kproxy.lab.scenario import exceptions
+        from kproxy.lab.scenario.runner import Modes, Runner
+        from kproxy.lab.scenario.runner import modes as find_modes
+
+        self._keeper = _Keeper(keep)
+        self._modes = Modes(())
+        self._runner: Runner | None = None
+        if not places.here:
+            return
+        if capabilities.missing(*_CAPABILITIES):
+            raise MachineError(
+                f"kproxy scenario run needs root on this kernel ({', '.join(_CAPABILITIES)})",
+                hint="try again with sudo, or with --kernel uml",
+            )
+        found = find_modes(places.here)
+        elsewhere = tuple(one for one in found.missing if one[0].mode not in places.inside)
+        self._modes = Modes(found.choices, elsewhere)
+        if not found.choices and not places.inside:
+            raise MachineError(
+                "no mode to run in", hint="kproxy doctor tells what this machine has"
+            )
+        table = exceptions.default_path()
+        rows = exceptions.load(table) if table.exists() else ()
+        self._runner = undo.enter_context(Runner(rows, explain_failures=explain))
+
+    def run(
+        self,
+        cases: Sequence[Scenario | Broken],
+        show: _Screen,
+        *,
+        suite: bool,
+        meanwhile: Callable[[], None],
+    ) -> None:
+        """All cases in all modes; ``meanwhile`` is called after each."""
+        from kproxy.lab.scenario import report
+
+        pairs = [(choice, case) for choice in self._modes.choices for case in cases]
+        if self._runner is not None:
+            keeper = self._keeper
+            for number, (choice, case) in enumerate(pairs, 1):
+                keeper.last = number == len(pairs)
+                before = len(self._runner.seconds)
+                one = self._runner.run(case, choice, before_end=keeper.look)
+                show.result(one, sum(self._runner.seconds[before:]))
+                meanwhile()
+                if keeper.done:
+                    break
+            if suite and not keeper.done:
+                for unmet in self._runner.unused_rows(self._modes.choices):
+                    show.result(unmet)
+        for choice, reason in self._modes.missing:
+            show.result(report.absent(str(choice), reason))
+
+
+class _Inside:
+    """The modes that run in user-mode Linux, beside those here."""
+
+    def __init__(
+        self, places: Places, words: Sequence[str], show: _Screen, undo: ExitStack
+    ) -> None:
+        from kproxy.lab.uml import machine
+        from kproxy.lab.uml.beside import Beside, kproxy
+
+        self._modes = ",".join(places.inside)
+        self._show = show
+        self._beside: Beside | None = None
+        if not places.inside:
+            return
+        lacking = machine.lacking()
+        if lacking is not None:
+            if not places.tentative:
+                raise lacking
+            self._absent(f"this kernel lacks it, and {lacking}")
+            return
+        options = ("--mode", self._modes, "--kernel", "host", "--stream")
+        argv = kproxy("scenario", "run", *words, *options)
+        self._beside = undo.enter_context(Beside(argv))
+
+    def _absent(self, reason: str) -> None:
+        from kproxy.lab.scenario import report
+
+        self._show.result(report.absent(self._modes, reason))
+
+    def look(self, *, wait: bool = False) -> None:
+        """Show what has come."""
+        from kproxy.lab.scenario import report
+
+        if self._beside is None:
+            return
+        try:
+            for one in self._beside.results(wait=wait):
+                self._show.result(one.result, one.seconds)
+        except KproxyError as broken:
+            if not self._show.results:
+                raise
+            self._show.result(report.broken_off(self._modes, str(broken)))
+
+    def finish(self) -> None:
+        """Show all that comes until the end."""
+        self.look(wait=True)
 
 
 @command.command()
@@ -126,30 +249,36 @@ def _load(path: Path) -> list[Scenario | Broken]:
 
 
 class _Screen:
-    """Shows results as they come (table) or all at the end (json)."""
+    """Shows results as they come (table, stream) or all at the end (json)."""
 
     def __init__(self, output: str) -> None:
         self.results: list[Result] = []
-        self._json = output == "json"
+        self._output = output
+        self._seconds: list[float] = []
 
-    def result(self, one: Result) -> None:
+    def result(self, one: Result, seconds: float = 0.0) -> None:
+        """``seconds`` is what the scenario took, 0.0 when none was built."""
         from kproxy.lab.scenario import report
 
         self.results.append(one)
-        if self._json:
+        if seconds:
+            self._seconds.append(seconds)
+        if self._output == "stream":
+            click.echo(report.to_line(report.Progress(one, seconds)), nl=False)
+        if self._output != "table":
             return
         if not sys.stdout.isatty():
             click.echo(report.plain(one))
             return
         _rich(one)
 
-    def end(self, seconds: Sequence[float]) -> None:
+    def end(self) -> None:
         from kproxy.lab.scenario import report
 
-        if self._json:
+        if self._output == "json":
             click.echo(report.to_json(self.results))
-        else:
-            click.echo(report.totals(self.results, seconds))
+        elif self._output == "table":
+            click.echo(report.totals(self.results, self._seconds))
 
 
 def _rich(one: Result) -> None:

@@ -56,13 +56,14 @@ _NAMES_ADDRESSES = frozenset({"ipvs"})
 def local_addresses(
     config: Config, family: Family, host_addresses: Sequence[str]
 ) -> tuple[str, ...]:
-    """The node's addresses of a family but loopback's, for the modes that need them, sorted: the
-    kernel's order may change while the addresses do not."""
+    """The node's addresses of a family, but loopback's and link-local ones, for the modes that need
+    them; sorted, since the kernel's order may change while the addresses do not."""
     if config.effective_mode not in _NAMES_ADDRESSES:
         return ()
     loopback = _LOOPBACK[family]
     found = (ipaddress.ip_address(text) for text in _of(family, host_addresses))
-    return tuple(str(ip) for ip in sorted(found) if ip not in loopback)
+    # Link-local addresses come with every pod's link, and nobody takes one for the node's.
+    return tuple(str(ip) for ip in sorted(found) if not (ip in loopback or ip.is_link_local))
 
 
 def ipvs_settings(config: Config, family: Family) -> IpvsSettings:
@@ -77,6 +78,7 @@ def ipvs_settings(config: Config, family: Family) -> IpvsSettings:
         tcp_timeout=int(section.tcp_timeout),
         tcp_fin_timeout=int(section.tcp_fin_timeout),
         udp_timeout=int(section.udp_timeout),
+        drain_seconds=float(section.drain_timeout),
     )
 
 

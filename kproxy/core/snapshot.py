@@ -135,7 +135,7 @@ class NodeSettings(Value, frozen=True):
     the packet mark (0–31). ``addresses`` are this node's own of the family, primary first.
     ``service_cidrs`` are the ranges that cluster IPs come from, when known.
 
-    ``local_addresses`` are all of this namespace but loopback's, sorted, for modes
+    ``local_addresses`` are all of this namespace but loopback's and link-local ones, for modes
     that have to name them one by one; () in the others. ``ipvs`` matters in that mode only.
     """
 

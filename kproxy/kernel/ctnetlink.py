@@ -136,7 +136,7 @@ def contents(buffer: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]
     while at + ATTRIBUTE.size <= end:
         length, kind = ATTRIBUTE.unpack_from(buffer, at)
         if length < ATTRIBUTE.size or at + length > end:
-            raise NetlinkError("an attribute of a conntrack message is cut off", errno.EBADMSG)
+            raise NetlinkError("an attribute of a netlink message is cut off", errno.EBADMSG)
         yield kind & _TYPE_MASK, at + ATTRIBUTE.size, at + length
         at += length + 3 & ~3
 

@@ -1,6 +1,7 @@
 """Carries out the steps of :mod:`kproxy.lab.plan`: namespaces, veth pairs, addresses, routes.
 
 All rtnetlink work goes through one socket for each namespace, kept open while the builder lives.
+What hangs on devices is collected and ordered by the batch: nothing in between depends on it.
 """
 
 from __future__ import annotations
@@ -8,16 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import singledispatchmethod
 from typing import Any, Self
 
-from kproxy.core.objects import Family, family_of
 from kproxy.errors import MachineError, NetlinkError
-from kproxy.kernel import netns, sysctl
+from kproxy.kernel import netns, rtnetlink, sysctl, wiring
+from kproxy.kernel.channel import Channel
 from kproxy.kernel.netlink import explained, open_route
+from kproxy.kernel.wiring import Order
 from kproxy.lab.network import End, Host, RouteKind, Shape, namespace_name
 from kproxy.lab.plan import (
     AddAddress,
@@ -34,9 +35,10 @@ from kproxy.lab.plan import (
     Step,
 )
 
-_AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-_IFA_F_NODAD = 0x02  # linux/if_addr.h
-_RTNH_F_ONLINK, _TABLE_LOCAL, _SCOPE_HOST = 4, 255, 254  # linux/rtnetlink.h
+#: Steps that need nothing from each other but their order on one host.
+_ONE_BATCH = {(AddAddress, AddRoute)}
+
+_LOOPBACK = 1
 
 #: Far above the numbers that the kernel hands out, far below 2^31.
 _FIRST_INDEX = 1 << 28
@@ -66,16 +68,19 @@ class Builder:
         self._on_namespace = on_namespace
         self._on_removed = on_removed
         self._fds: dict[str, int] = {}
-        self._sockets: dict[str, Any] = {}
+        self._channels: dict[str, Channel] = {}
         self._indexes: dict[tuple[str, str], int] = {}
+        #: Orders that wait, by host.
+        self._waiting: dict[str, list[Order]] = {}
 
     def close(self) -> None:
         """Close what is open; the network stays."""
-        for route in self._sockets.values():
-            route.close()
+        for channel in self._channels.values():
+            channel.close()
         for fd in self._fds.values():
             os.close(fd)
-        self._sockets.clear()
+        self._channels.clear()
+        self._waiting.clear()
         self._fds.clear()
         self._indexes.clear()
 
@@ -93,20 +98,50 @@ class Builder:
 
     def apply(self, steps: Iterable[Step]) -> None:
         """Carry out steps in order. NetlinkError names the step that the kernel refused."""
+        kind: type | None = None
         for step in steps:
+            if kind is not type(step) and (kind, type(step)) not in _ONE_BATCH:
+                self._order_waiting()
+            kind = type(step)
             self._do(step)
+        self._order_waiting()
 
-    def _route(self, host: str) -> Any:
-        if host not in self._sockets:
-            self._sockets[host] = open_route(self.fd(host))
-        return self._sockets[host]
+    def _channel(self, host: str) -> Channel:
+        if host not in self._channels:
+            self._channels[host] = wiring.open_channel(self.fd(host))
+        return self._channels[host]
+
+    def _order(self, host: str, order: Order) -> None:
+        """Now; NetlinkError when it is refused."""
+        wiring.carry_out(self._channel(host), [order])
+
+    def _wait(self, host: str, order: Order) -> None:
+        """With the others of the host, when something else is to be done."""
+        self._waiting.setdefault(host, []).append(order)
+
+    def _order_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for host, orders in waiting.items():
+            wiring.carry_out(self._channel(host), orders)
 
     def _index(self, host: str, interface: str) -> int:
         key = (host, interface)
         if key not in self._indexes:
-            with explained(f"find interface {interface} of {host}"):
-                self._indexes[key] = self._route(host).link("get", ifname=interface)[0]["index"]
+            with netns.entered(self.fd(host)):
+                index = rtnetlink.index_of(interface)
+            if not index:
+                raise NetlinkError(
+                    f"cannot find interface {interface} of {host}: {os.strerror(errno.ENODEV)}",
+                    errno.ENODEV,
+                )
+            self._indexes[key] = index
         return self._indexes[key]
+
+    def _new_index(self, host: str, interface: str) -> int:
+        """A number for a device that is about to be made."""
+        number = _FIRST_INDEX + secrets.randbelow(_FIRST_INDEX)
+        self._indexes[host, interface] = number
+        return number
 
     def _forget(self, host: str, interface: str | None = None) -> None:
         for key in [k for k in self._indexes if k[0] == host and interface in (None, k[1])]:
@@ -123,15 +158,15 @@ class Builder:
         self._on_namespace(name)
         netns.create(name)
         self._set_sysctls(SetSysctls(host.name, host.sysctls))
-        self._route(host.name).link("set", index=1, state="up")
+        self._order(host.name, wiring.raise_link(f"set lo of {host.name} up", _LOOPBACK))
         for bridge in host.bridges:
             self._make_bridge(MakeBridge(host.name, bridge))
 
     @_do.register
     def _remove_host(self, step: RemoveHost) -> None:
         name = namespace_name(self.lab, step.name)
-        if step.name in self._sockets:
-            self._sockets.pop(step.name).close()
+        if step.name in self._channels:
+            self._channels.pop(step.name).close()
         if step.name in self._fds:
             os.close(self._fds.pop(step.name))
         self._forget(step.name)
@@ -142,14 +177,13 @@ class Builder:
     def _set_sysctls(self, step: SetSysctls) -> None:
         with netns.entered(self.fd(step.host)):
             for name, value in step.sysctls:
-                if sysctl.read(name) != value:
-                    sysctl.write(name, value)
+                sysctl.write(name, value)
 
     @_do.register
     def _make_bridge(self, step: MakeBridge) -> None:
-        route = self._route(step.host)
-        with explained(f"make bridge {step.bridge} on {step.host}"):
-            route.link("add", ifname=step.bridge, kind="bridge", state="up")
+        index = self._new_index(step.host, step.bridge)
+        what = f"make bridge {step.bridge} on {step.host}"
+        self._order(step.host, wiring.bridge(what, step.bridge, index))
 
     @_do.register
     def _remove_bridge(self, step: RemoveBridge) -> None:
@@ -157,36 +191,37 @@ class Builder:
 
     @_do.register
     def _make_link(self, step: MakeLink) -> None:
-        a, b, mtu = step.link.a, step.link.b, step.link.mtu
-        with explained(f"link {a.host}:{a.interface} with {b.host}:{b.interface}"):
-            self._route(a.host).link(
-                "add",
-                ifname=a.interface,
-                # Linux takes a veth end whose peer has the same index for no veth at all and
-                # reports its carrier up to a second late (linkwatch_urgent_event): for so long
-                # IPv6 does not use it. A number of our own never meets the peer's.
-                index=_FIRST_INDEX + secrets.randbelow(_FIRST_INDEX),
-                kind="veth",
-                mtu=mtu,
-                peer={"ifname": b.interface, "net_ns_fd": self.fd(b.host), "mtu": mtu},
-            )
-        for end in (a, b):
-            self._raise_end(end, step.link.shape)
+        """The near end is up at once, the far one with all others that wait."""
+        a, b = step.link.a, step.link.b
+        # Linux takes a veth end whose peer has the same index for no veth at all and reports its
+        # carrier up to a second late (linkwatch_urgent_event): for so long IPv6 does not use it.
+        # Numbers of our own never meet, and nobody has to be asked for them.
+        near, far = self._new_index(a.host, a.interface), self._new_index(b.host, b.interface)
+        pair = wiring.veth(
+            f"link {a.host}:{a.interface} with {b.host}:{b.interface}",
+            (a.interface, near),
+            (b.interface, far),
+            self.fd(b.host),
+            mtu=step.link.mtu,
+            master=self._bridge_of(a),
+        )
+        self._order(a.host, pair)
+        up = f"set {b.host}:{b.interface} up"
+        self._wait(b.host, wiring.raise_link(up, far, self._bridge_of(b)))
+        if step.link.shape:
+            self._order_waiting()
+            for end, index in ((a, near), (b, far)):
+                self._shape(end, index, step.link.shape)
 
-    def _raise_end(self, end: End, shape: Shape) -> None:
-        route, index = self._route(end.host), self._index(end.host, end.interface)
-        with explained(f"set {end.host}:{end.interface} up"):
-            if end.bridge:
-                master = self._index(end.host, end.bridge)
-                route.link("set", index=index, state="up", master=master)
-            else:
-                route.link("set", index=index, state="up")
-        if shape:
-            self._shape(end, index, shape)
+    def _bridge_of(self, end: End) -> int:
+        return self._index(end.host, end.bridge) if end.bridge else 0
 
     def _shape(self, end: End, index: int, shape: Shape) -> None:
         """Rate alone by tbf, which every kernel has; delay and loss need netem."""
-        route = self._route(end.host)
+        with open_route(self.fd(end.host)) as route:
+            self._add_shape(route, end, index, shape)
+
+    def _add_shape(self, route: Any, end: End, index: int, shape: Shape) -> None:
         try:
             if shape.delay or shape.loss:
                 options: dict[str, Any] = {
@@ -218,8 +253,8 @@ class Builder:
 
     def _delete_link(self, host: str, interface: str) -> None:
         try:
-            with explained(f"remove {host}:{interface}"):
-                self._route(host).link("del", index=self._index(host, interface))
+            what = f"remove {host}:{interface}"
+            self._order(host, wiring.delete_link(what, self._index(host, interface)))
         except NetlinkError as refused:
             if refused.errno not in _GONE:
                 raise
@@ -228,58 +263,41 @@ class Builder:
 
     @_do.register
     def _add_address(self, step: AddAddress) -> None:
-        self._address("add", step.host, step.address.interface, step.address.cidr)
+        self._wait(step.host, self._address("add", step))
 
     @_do.register
     def _remove_address(self, step: RemoveAddress) -> None:
         try:
-            self._address("del", step.host, step.address.interface, step.address.cidr)
+            self._order(step.host, self._address("del", step))
         except NetlinkError as refused:
             if refused.errno not in _GONE:
                 raise
 
-    def _address(self, verb: str, host: str, interface: str, cidr: str) -> None:
-        address, _, length = cidr.partition("/")
-        family = family_of(address)
-        options: dict[str, Any] = {"flags": _IFA_F_NODAD} if family is Family.IPV6 else {}
-        with explained(f"{verb} address {cidr} on {host}:{interface}"):
-            self._route(host).addr(
-                verb,
-                index=self._index(host, interface),
-                address=address,
-                prefixlen=int(length),
-                family=_AF[family],
-                **options,
-            )
+    def _address(self, verb: str, step: AddAddress | RemoveAddress) -> Order:
+        interface, cidr = step.address.interface, step.address.cidr
+        what = f"{verb} address {cidr} on {step.host}:{interface}"
+        return wiring.address(what, verb, cidr, self._index(step.host, interface))
 
     @_do.register
     def _add_route(self, step: AddRoute) -> None:
-        self._change_route("add", step)
+        self._wait(step.host, self._route("add", step))
 
     @_do.register
     def _remove_route(self, step: RemoveRoute) -> None:
         # ENETDOWN and friends: the route went with its address or interface.
         with suppress(NetlinkError):
-            self._change_route("del", step)
+            self._order(step.host, self._route("del", step))
 
-    def _change_route(self, verb: str, step: AddRoute | RemoveRoute) -> None:
+    def _route(self, verb: str, step: AddRoute | RemoveRoute) -> Order:
         wanted = step.route
-        options: dict[str, Any] = {
-            "dst": wanted.destination,
-            "family": _AF[family_of(wanted.destination)],
-        }
-        if wanted.kind is not RouteKind.UNICAST:
-            options["type"] = wanted.kind.value
-        if wanted.kind is RouteKind.LOCAL:
-            options["scope"] = _SCOPE_HOST
-        if wanted.kind is RouteKind.LOCAL or wanted.table:
-            options["table"] = wanted.table or _TABLE_LOCAL
-        if wanted.interface:
-            options["oif"] = self._index(step.host, wanted.interface)
-        if wanted.via:
-            options["gateway"] = wanted.via
-            options["flags"] = _RTNH_F_ONLINK
-        if wanted.source:
-            options["prefsrc"] = wanted.source
-        with explained(f"{verb} route {wanted.destination} on {step.host}"):
-            self._route(step.host).route(verb, **options)
+        habit = wiring.LOCAL if wanted.kind is RouteKind.LOCAL else wiring.MAIN
+        return wiring.route(
+            f"{verb} route {wanted.destination} on {step.host}",
+            verb,
+            wanted.destination,
+            kind=wanted.kind.value,
+            table=wanted.table or habit,
+            index=self._index(step.host, wanted.interface) if wanted.interface else 0,
+            gateway=wanted.via,
+            source=wanted.source,
+        )

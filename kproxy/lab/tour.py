@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import msgspec
+
 from kproxy import doctor
 from kproxy.backends import registry
 from kproxy.core.objects import Family, Protocol, Value, family_of
@@ -22,6 +24,10 @@ from kproxy.lab.manifests import Raw
 from kproxy.lab.model import LabState
 from kproxy.lab.topology import Topology, Workload
 from kproxy.lab.traffic import Outcome, Probe, Reach, probe_all
+from kproxy.lab.uml import machine
+from kproxy.lab.uml.apart import Apart
+from kproxy.lab.uml.beside import kproxy
+from kproxy.lab.uml.place import INSIDE
 
 #: The lab of the tour; taken down after each mode.
 LAB = "tour"
@@ -44,11 +50,13 @@ class Result(Value, frozen=True):
 
 
 class ModeResult(Value, frozen=True):
-    """One mode. ``lacking`` says per family why it cannot run here, by kernel or by version."""
+    """One mode. ``lacking`` says per family why it cannot run here, by kernel or by version;
+    ``kernel`` which it ran on when that was not this host's."""
 
     mode: str
     results: tuple[Result, ...] = ()
     lacking: tuple[tuple[Family, str], ...] = ()
+    kernel: str = ""
 
     @property
     def ok(self) -> bool:
@@ -196,20 +204,70 @@ CHECKS: dict[
 # --- the tour ---------------------------------------------------------------------------------
 
 
-def run(topology: Topology, modes: Iterable[str] = (), *, say: Say, step: Say) -> Report:
+def run(
+    topology: Topology, modes: Iterable[str] = (), *, say: Say, step: Say, name: str = ""
+) -> Report:
     """Try each mode of ``modes`` (with variant or without; empty: all there are), one at a time.
 
-    ``say`` hears what a user should know, ``step`` what is going on. UsageError for unknown modes.
+    With ``name``, by which ``kproxy lab tour`` finds the topology, the modes that only user-mode
+    Linux can run here are tried there meanwhile. ``say`` hears what a user should know, ``step``
+    what is going on. UsageError for unknown modes.
     """
     load = busiest(topology)
     _clear(say)
-    results: list[ModeResult] = []
-    for mode, findings in _chosen(_by_mode(doctor.examine().modes), modes).items():
-        works = tuple(f for f in topology.families if findings[f].works)
-        lacking = tuple((f, _why(findings[f])) for f in topology.families if f not in works)
-        tried = _try_mode(topology, load, mode, works, say, step) if works else ()
-        results.append(ModeResult(mode, tried, lacking))
-    return Report(tuple(results))
+    chosen = _chosen(_by_mode(doctor.examine().modes), modes)
+    inside = _for_inside(chosen) if name else ()
+    results: dict[str, ModeResult] = {}
+    with ExitStack() as running:
+        apart = None
+        if inside:
+            argv = ("lab", "tour", name, "--mode", ",".join(inside), "--kernel", "host")
+            apart = running.enter_context(Apart(kproxy(*argv, "--no-lab", "-o", "json")))
+        for mode, findings in chosen.items():
+            if mode not in inside:
+                results[mode] = _try_here(topology, load, mode, findings, say, step)
+        if apart is not None:
+            step(f"{', '.join(inside)}: in user-mode Linux")
+            results |= _from_inside(apart, inside, topology.families)
+    return Report(tuple(results[mode] for mode in chosen))
+
+
+def _try_here(
+    topology: Topology,
+    load: Workload,
+    mode: str,
+    findings: Mapping[Family, doctor.ModeFinding],
+    say: Say,
+    step: Say,
+) -> ModeResult:
+    works = tuple(f for f in topology.families if findings[f].works)
+    lacking = tuple((f, _why(findings[f])) for f in topology.families if f not in works)
+    tried = _try_mode(topology, load, mode, works, say, step) if works else ()
+    return ModeResult(mode, tried, lacking)
+
+
+def _for_inside(chosen: Mapping[str, Mapping[Family, doctor.ModeFinding]]) -> tuple[str, ...]:
+    """Modes that this host's kernel cannot run, but a machine that it can boot."""
+    wanted = tuple(
+        mode
+        for mode, findings in chosen.items()
+        if mode in INSIDE and registry.built(mode) and not any(f.kernel for f in findings.values())
+    )
+    return wanted if wanted and machine.lacking() is None else ()
+
+
+def _from_inside(
+    apart: Apart, modes: Sequence[str], families: Sequence[Family]
+) -> dict[str, ModeResult]:
+    """What the tour in the machine found; why there is nothing of it, when it broke off."""
+    try:
+        report = msgspec.json.decode(apart.output(fine=(0, 1)), type=Report)
+    except (LabError, msgspec.DecodeError) as broken:
+        why = tuple((family, str(broken)) for family in families)
+        return {mode: ModeResult(mode, lacking=why) for mode in modes}
+    return {
+        one.mode: msgspec.structs.replace(one, kernel="user-mode Linux") for one in report.modes
+    }
 
 
 def _by_mode(

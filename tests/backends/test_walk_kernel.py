@@ -122,7 +122,7 @@ class Wire:
     def load(self, wanted) -> None:
         """Put the rules into the kernel, and the sets that they ask, empty."""
         with IpSets(Family.IPV4) as sets:
-            for name in {rule.source_set for rule in wanted} - {""}:
+            for name in {match.name for rule in wanted for match in rule.sets}:
                 sets.create(name)
         text = []
         for table in dict.fromkeys(rule.table for rule in wanted):

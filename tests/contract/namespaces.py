@@ -17,6 +17,7 @@ from kproxy.backends.xtables.saved import parse
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 from kproxy.kernel import netns
+from kproxy.kernel.netlink import open_route
 
 #: Every kind of kernel iptables.
 KERNEL = [
@@ -27,11 +28,15 @@ KERNEL = [
 
 
 @contextmanager
-def scratch() -> Iterator[None]:
+def scratch(*, loopback: bool = False) -> Iterator[None]:
     """The calling thread in a new namespace, with a lock of its own: the default one is shared by
-    all namespaces of a host."""
+    all namespaces of a host. ``loopback`` is up for IPVS, which calls no address unicast as long as
+    the namespace has none."""
     before = os.environ.get("XTABLES_LOCKFILE")
     with TemporaryDirectory() as folder, netns.fresh():
+        if loopback:
+            with open_route() as route:
+                route.link("set", index=1, state="up")
         os.environ["XTABLES_LOCKFILE"] = str(Path(folder) / "lock")
         try:
             yield

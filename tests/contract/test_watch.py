@@ -10,10 +10,12 @@ import pytest
 
 from kproxy.backends.base import Watch
 from kproxy.backends.iptables.apply import IptablesBackend
-from kproxy.backends.iptables.watch import concern, watch
+from kproxy.backends.iptables.layout import LAYOUT
+from kproxy.backends.iptables.watch import watch
 from kproxy.backends.syncer import Syncer
 from kproxy.backends.xtables.door import ToolDoor, tool
 from kproxy.backends.xtables.variant import Variant
+from kproxy.backends.xtables.watch import concern
 from kproxy.core.objects import Family
 from kproxy.core.snapshot import Snapshot
 from kproxy.kernel import command
@@ -210,7 +212,7 @@ TABLE_OF_CONCERN = [
 @pytest.mark.parametrize(("event", "ours"), TABLE_OF_CONCERN, ids=lambda value: repr(value)[:70])
 def test_what_concerns_us(event: Event, ours: bool) -> None:
     """Changes of our chains, and what takes our jumps away from base chains; IPv4 only is ours."""
-    assert bool(concern(event, frozenset({Family.IPV4}))) is ours
+    assert bool(concern(event, frozenset({Family.IPV4}), LAYOUT)) is ours
 
 
 @pytest.mark.parametrize("cut", range(0, 60, 7))

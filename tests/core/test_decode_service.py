@@ -337,6 +337,18 @@ def test_all_faults_of_an_object_are_named() -> None:
             (("kproxy/b", "2"),),
             ["metadata.annotations.kproxy/a"],
         ),
+        (
+            manifest({"annotations": {"kproxy/ipvs-scheduler": "mh"}}),
+            "annotations",
+            (("kproxy/ipvs-scheduler", "mh"),),
+            [],
+        ),
+        (
+            manifest({"annotations": {"kproxy/ipvs-scheduler": "quickest", "kproxy/b": "2"}}),
+            "annotations",
+            (("kproxy/b", "2"),),
+            ["metadata.annotations.kproxy/ipvs-scheduler"],
+        ),
         (manifest({"creationTimestamp": "1970-01-02T00:00:00Z"}), "created", 86400.0, []),
         (manifest({"creationTimestamp": "1970-01-01T02:00:00+01:00"}), "created", 3600.0, []),
         (manifest({"creationTimestamp": "soon"}), "created", 0.0, ["metadata.creationTimestamp"]),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from kproxy.config import Config, DetectLocal, Iptables, Nftables
+from kproxy.config import Config, DetectLocal, Iptables, Ipvs, Nftables
 from kproxy.core.objects import Family, Node
 from kproxy.core.settings import ZONE_LABEL, node_settings, primary_family
-from kproxy.core.snapshot import LocalDetector, NodePortTargets
+from kproxy.core.snapshot import IpvsSettings, LocalDetector, NodePortTargets
+from kproxy.durations import Seconds
 
 V4, V6 = Family.IPV4, Family.IPV6
 HOST = ("192.0.2.7", "2001:db8::7", "10.1.0.1", "127.0.0.1", "::1", "fe80::1")
@@ -126,3 +127,29 @@ def test_masquerade_and_zone_come_from_the_modes_section_and_the_node() -> None:
     assert found.service_cidrs == ("fd01::/108",)
     other = node_settings(Config(), None, "n1", V4, HOST)
     assert (other.masquerade_bit, other.masquerade_all, other.zone) == (14, False, "")
+
+
+def test_ipvs_mode_has_its_section_and_every_address() -> None:
+    """Time-outs in whole seconds, ranges of the family; addresses sorted, but none of loopback and
+    no link-local one. Other modes have neither."""
+    section = Ipvs(
+        scheduler="lc",
+        exclude_cidrs=("192.0.2.7/24", "2001:db8::/32"),
+        strict_arp=True,
+        tcp_timeout=Seconds(900.7),
+        drain_timeout=Seconds(2.5),
+    )
+    host = ("198.51.100.9", "10.1.0.1", "127.0.0.1", "169.254.0.1", "fe80::1", "2001:db8::7")
+    found = node_settings(Config(mode="ipvs", ipvs=section), NODE, "n1", V4, host)
+    assert found.local_addresses == ("10.1.0.1", "198.51.100.9")
+    assert found.ipvs == IpvsSettings(
+        scheduler="lc",
+        exclude_cidrs=("192.0.2.0/24",),
+        strict_arp=True,
+        tcp_timeout=900,
+        drain_seconds=2.5,
+    )
+    plain = node_settings(Config(mode="ipvs"), NODE, "n1", V6, host)
+    assert (plain.local_addresses, plain.ipvs) == (("2001:db8::7",), IpvsSettings())
+    other = node_settings(Config(ipvs=section), NODE, "n1", V4, host)
+    assert (other.local_addresses, other.ipvs) == ((), IpvsSettings())

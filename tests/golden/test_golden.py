@@ -15,6 +15,7 @@ import yaml
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.host import Machine
+from kproxy.backends.ipvs import text as ipvs_text
 from kproxy.backends.xtables.rules import Table
 from kproxy.config import config_from_mapping
 from kproxy.core.decode import decode_objects
@@ -41,6 +42,7 @@ class Computed:
         self.machine = Machine(**config.pop("machine", {}))
         settings, warnings = config_from_mapping(config)
         assert warnings == ()
+        self.mode = settings.effective_mode
         found, self.refusals = decode_objects(yaml.safe_load_all(objects))
         tracker = Tracker()
         tracker.apply(Delta(upserted=tuple(found)))
@@ -71,6 +73,24 @@ class Computed:
         texts += [text for place, text in desired.dispatch.items() if place[0] is table]
         return "".join(texts)
 
+    def ipvs(self, family: Family) -> str:
+        """All parts that IPVS mode puts in force."""
+        return "".join(ipvs_text.text(self.snapshots[family]))
+
+    def shown(self, family: Family) -> dict[str, str]:
+        """What depends on services -> the section for it."""
+        number = int(family)
+        if self.mode == "ipvs":
+            return {f"ipvs{number}": "".join(map(str, self.snapshots[family].ports))}
+        return {
+            f"{table}{number}": "".join(
+                row
+                for row in self.rules(family, table).splitlines()
+                if not (row.startswith(f"-A {chains.SERVICES} ") and "NOTE" in row)
+            )
+            for table in (Table.NAT, Table.FILTER)
+        }
+
     def _backend(self, family: Family) -> IptablesBackend:
         return IptablesBackend(family, "legacy", machine=self.machine)
 
@@ -82,6 +102,8 @@ SECTIONS: dict[str, Callable[[Computed], str]] = {
     "filter6": lambda made: made.rules(Family.IPV6, Table.FILTER),
     "all4": lambda made: made.all(Family.IPV4),
     "all6": lambda made: made.all(Family.IPV6),
+    "ipvs4": lambda made: made.ipvs(Family.IPV4),
+    "ipvs6": lambda made: made.ipvs(Family.IPV6),
     "refused": Computed.refused,
 }
 INPUTS = ("config", "objects")
@@ -124,12 +146,9 @@ def test_nothing_goes_unread(path: Path) -> None:
     assert "objects" in sections
     made = computed(sections)
     for family in Family:
-        for table in (Table.NAT, Table.FILTER):
-            rows = made.rules(family, table).splitlines()
-            tail = f"-A {chains.SERVICES} "
-            services = [row for row in rows if not (row.startswith(tail) and "NOTE" in row)]
-            names = {f"{table}{int(family)}", f"all{int(family)}"}
-            assert not services or names & set(sections), f"{family}: {services[0]} is not shown"
+        for name, content in made.shown(family).items():
+            sufficient = {name, f"all{int(family)}"}
+            assert not content or sufficient & set(sections), f"{name} is not there: {content}"
     assert ("refused" in sections) == bool(made.refused())
 
 

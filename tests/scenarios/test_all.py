@@ -1,4 +1,7 @@
-"""Every scenario of the project with real packets, in every mode and variant of this machine."""
+"""Every scenario of the project with real packets, in every mode and variant.
+
+Modes and protocols that this kernel lacks run in user-mode Linux (tests/uml).
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,24 @@ import pytest
 from kproxy.backends import registry
 from kproxy.backends.registry import Choice
 from kproxy.cli.scenario import scenario_files
+from kproxy.core.objects import Protocol
 from kproxy.lab.scenario import exceptions
-from kproxy.lab.scenario.report import Result, plain
-from kproxy.lab.scenario.runner import Runner, modes, probed
+from kproxy.lab.scenario.report import plain
+from kproxy.lab.scenario.runner import Runner, probed
 from kproxy.lab.scenario.schema import Broken, Scenario, Verdict, claims, load
-
-pytestmark = pytest.mark.kernel
+from kproxy.lab.traffic.sockets import kernel_has
 
 FOLDER = Path(__file__).resolve().parents[2] / "netns-lab" / "scenarios"
 CASES = [case for path in scenario_files([FOLDER]) for case in load(path)]
 CHOICES = registry.choices()
+
+#: What a mode needs of the kernel, as a mark of tests; rules of iptables are everywhere.
+_NEEDS = {"ipvs": pytest.mark.ipvs}
+
+MODES = [
+    pytest.param(choice, marks=_NEEDS.get(choice.mode, pytest.mark.kernel), id=str(choice))
+    for choice in CHOICES
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +39,13 @@ def runner() -> Iterator[Runner]:
         yield one
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("choice", MODES)
 def test_this_machine_has_the_mode(choice: Choice) -> None:
     """A mode that the machine lacks is no silent hole: the host tools are part of the set-up."""
     assert probed(choice) == choice
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("choice", MODES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_scenario(runner: Runner, case: Scenario | Broken, choice: Choice) -> None:
     """Every flow and check meets what is claimed for the mode; something is claimed."""
@@ -44,6 +55,29 @@ def test_scenario(runner: Runner, case: Scenario | Broken, choice: Choice) -> No
         assert result.ran
 
 
+#: The first mode that user-mode Linux can run.
+_INSIDE = Choice("ipvs") if registry.built("ipvs") else Choice("iptables", "legacy")
+
+
+def _over_sctp(case: Scenario | Broken) -> bool:
+    return isinstance(case, Scenario) and any(
+        flow.proto is Protocol.SCTP and claims(flow.modes, _INSIDE.mode)
+        for flow in case.all_flows
+        if claims(case.modes, _INSIDE.mode)
+    )
+
+
+@pytest.mark.sctp
+@pytest.mark.ipvs
+@pytest.mark.parametrize("case", filter(_over_sctp, CASES), ids=lambda case: case.name)
+def test_over_real_sctp(runner: Runner, case: Scenario) -> None:
+    """With a kernel that has SCTP, associations stand end to end, answers and all."""
+    assert kernel_has(Protocol.SCTP)
+    result = runner.run(case, registry.resolve(registry.parse(str(_INSIDE))))
+    assert result.passed, plain(result)
+
+
+@pytest.mark.kernel
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_without_a_proxy_it_fails(runner: Runner, case: Scenario | Broken) -> None:
     """With no proxy every flow fails but those that the proxy must leave alone, and no check holds.
@@ -64,13 +98,12 @@ def test_names_are_unique() -> None:
     assert sorted(names) == sorted(set(names))
 
 
-def test_every_exception_is_met(runner: Runner) -> None:
-    """A row of the exceptions table that no scenario meets says nothing (modes built so far)."""
-    results: list[Result] = []
-    for choice in CHOICES:
-        results += [runner.run(case, choice) for case in CASES if _excepted(case, choice)]
+@pytest.mark.parametrize("choice", MODES)
+def test_every_exception_is_met(runner: Runner, choice: Choice) -> None:
+    """A row of the exceptions table that no scenario meets says nothing."""
+    results = [runner.run(case, choice) for case in CASES if _excepted(case, choice)]
     assert all(result.passed for result in results)
-    assert runner.unused_rows(modes(["all"]).choices) == []
+    assert runner.unused_rows([choice]) == []
 
 
 def _excepted(case: Scenario | Broken, choice: Choice) -> bool:

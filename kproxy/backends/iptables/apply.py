@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 
 from kproxy import logs
 from kproxy.backends.base import Applied
-from kproxy.backends.iptables import host
-from kproxy.backends.iptables.cleanup import cleanup_calls
+from kproxy.backends.iptables import counters, host
 from kproxy.backends.iptables.diff import Patch, diff
 from kproxy.backends.iptables.endpoint_set import NAMES
 from kproxy.backends.iptables.fixed import SYSCTLS
 from kproxy.backends.iptables.held import Held, held, settled
 from kproxy.backends.iptables.host import Machine
+from kproxy.backends.iptables.layout import LAYOUT
 from kproxy.backends.iptables.refusal import refusal
 from kproxy.backends.iptables.render import Desired, context_of, render
-from kproxy.backends.iptables.script import COMMIT, Call, calls
+from kproxy.backends.iptables.script import calls
+from kproxy.backends.xtables.cleanup import cleanup_calls
 from kproxy.backends.xtables.door import Door, ToolDoor, tool
+from kproxy.backends.xtables.layout import Layout, Place
 from kproxy.backends.xtables.rules import Table
-from kproxy.backends.xtables.saved import parse
+from kproxy.backends.xtables.saved import Saved, parse
+from kproxy.backends.xtables.script import Call, Tally, chunks
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import Snapshot
 from kproxy.errors import CommandError, KernelError
-from kproxy.kernel import command
+from kproxy.kernel import command, sysctl
 
 _log = logs.get("iptables")
-
-#: Bytes handed to the tool at once: what a pipe holds.
-_CHUNK = 64 * 1024
 
 
 class IptablesBackend:
@@ -79,6 +78,7 @@ class IptablesBackend:
             random_fully=self.machine.random_fully,
             drop_invalid=self.machine.drop_invalid,
             endpoint_set=self.machine.endpoint_set,
+            counters=self.machine.counters,
         )
         return render(snapshot, context, previous)
 
@@ -112,11 +112,14 @@ class IptablesBackend:
         Of a large change in the nft variant the calls before it stay in force: whole chains that
         nothing leads to yet, or whole new contents of services that were served before.
         """
-        counter, members = _Counter(), patch.members
+        counter, members = Tally(), patch.members
+        for name in patch.desired.context.counted if patch.places else ():
+            # A rule can name it only when it is there. It is fine when it is.
+            self.door.make_counter(name)
         filling = self._fill(patch)
         for number, call in enumerate(self.script(patch)):
             try:
-                self.door.restore(_chunks(_behind(filling, counter.count(call))))
+                self.door.restore(chunks(_behind(filling, counter.count(call))))
             except CommandError as error:
                 with suppress(KernelError):
                     filling()
@@ -168,30 +171,63 @@ class IptablesBackend:
                     continue
                 door = ToolDoor(self.family, variant, records=door.records)
             _clean(door, self.family, variant)
+        for name, rules in self.door.counters().items():
+            if name in counters.NAMES and not rules:
+                self.door.drop_counter(name)
         if not self.door.destroy(self._set, wait=True):
             # A rule of somebody else asks it: it is left there, and says no.
             self.door.drain(self._set, self.door.members(self._set) or ())
 
 
-def sweep(family: Family, variant: Variant) -> bool:
-    """Take away the rules, not the sysctls, of an earlier proxy in a variant that is not ours;
-    whether there were any."""
+def sweep(family: Family, variant: Variant, standing: str, spared: Layout | None) -> bool:
+    """Take away the rules of an earlier proxy; whether there were any.
+
+    ``standing`` is the mode that serves now, and ``spared`` its layout if it stands in this
+    variant. The sysctls are taken back when it is another mode; one that stays as it was set keeps
+    its guard.
+    """
     if command.find(tool(family, variant, "save")) is None:
         return False
     door = ToolDoor(family, variant)
-    found = _clean(door, family, variant)
-    if found:
+    other = standing != IptablesBackend.mode
+    found = _clean(door, family, variant, spared, _guarded(family) if other else ())
+    if found or other:
         # Where rules of our own variant ask it, it stays.
-        door.destroy(NAMES[family])
+        door.destroy(NAMES[family], wait=found and other)
     return found
 
 
-def _clean(door: Door, family: Family, variant: Variant) -> bool:
-    found = False
-    for call in cleanup_calls(parse(door.save()), family, variant):
-        door.restore(_chunks(call))
+def _guarded(family: Family) -> Collection[Place]:
+    """The chain of the guard, where neighbours could reach 127.0.0.1 without it: route_localnet is
+    on, and somebody else may have set it."""
+    names = [name for name, _, _ in SYSCTLS]
+    sysctl.restore(only=names)
+    on = family is Family.IPV4 and any(sysctl.read(name) == "1" for name in names)
+    return {(rule.table, rule.chain) for rule in LAYOUT.guests} if on else ()
+
+
+def _clean(
+    door: Door,
+    family: Family,
+    variant: Variant,
+    spared: Layout | None = None,
+    kept: Collection[Place] = (),
+) -> bool:
+    found, saved, counted = False, parse(door.save()), door.counters()
+    for call in cleanup_calls(LAYOUT, saved, family, variant, spared=spared, kept=kept):
+        door.restore(chunks(call))
         found = True
+    if found:
+        for name in counted.keys() & set(counters.NAMES):
+            door.drop_counter(name, counted[name] - _rules_with(saved, name))
     return found
+
+
+def _rules_with(saved: Saved, counter: str) -> int:
+    named = f" --nfacct-name {counter} "
+    return sum(
+        named in row for content in saved.values() for rows in content.values() for row in rows
+    )
 
 
 def _behind(filling: Callable[[], object], pieces: Iterable[str]) -> Iterator[str]:
@@ -200,36 +236,3 @@ def _behind(filling: Callable[[], object], pieces: Iterable[str]) -> Iterator[st
         if piece == f"*{Table.FILTER}\n":
             filling()
         yield piece
-
-
-class _Counter:
-    """Counts the rules in text that streams by, by table, and the transactions."""
-
-    def __init__(self) -> None:
-        self.tables: Counter[str] = Counter()
-        self.commits = 0
-
-    def count(self, pieces: Iterable[str]) -> Iterator[str]:
-        table = ""
-        for piece in pieces:
-            if piece.startswith("*"):
-                table = piece[1:].partition("\n")[0]
-            rules = piece.count("\n-A ") + piece.startswith(("-A ", "-I "))
-            if rules:
-                self.tables[table] += rules
-            self.commits += piece == COMMIT
-            yield piece
-
-
-def _chunks(pieces: Iterable[str]) -> Iterator[bytes]:
-    """Pieces of text as chunks of about :data:`_CHUNK` bytes."""
-    waiting: list[str] = []
-    size = 0
-    for piece in pieces:
-        waiting.append(piece)
-        size += len(piece)
-        if size >= _CHUNK:
-            yield "".join(waiting).encode()
-            waiting, size = [], 0
-    if waiting:
-        yield "".join(waiting).encode()

@@ -49,12 +49,6 @@ FIXED = (
     (Table.MANGLE, CANARY),
 )
 
-#: Ours alone, by table: what is not ours in them is taken out.
-OWN: dict[Table, frozenset[str]] = {
-    table: frozenset(chain for owner, chain in DISPATCH + FIXED if owner is table)
-    for table in Table
-}
-
 _PORTALS = "kubernetes service portals"
 _EXTERNAL_PORTALS = "kubernetes externally-visible service portals"
 _LB_FIREWALL = "kubernetes load balancer firewall"

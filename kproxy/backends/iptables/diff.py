@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from kproxy.backends.iptables import chains
@@ -10,6 +9,7 @@ from kproxy.backends.iptables.endpoint_set import SetChange, change
 from kproxy.backends.iptables.fixed import wanted_sysctls
 from kproxy.backends.iptables.held import Held
 from kproxy.backends.iptables.render import Block, Desired, Place
+from kproxy.backends.xtables.found import jump_change
 from kproxy.backends.xtables.rules import Table
 from kproxy.backends.xtables.saved import Line
 from kproxy.core.objects import PortName, Value
@@ -32,8 +32,8 @@ class Patch(Value, frozen=True, eq=False):
 
     ``parts`` are services' chains to write, ``places`` fixed and dispatch chains to write,
     ``doomed`` chains of nat that nobody needs any more (``kept``: emptied only, since a foreign
-    rule goes there), ``jumps`` lines for the top of base chains, ``surplus`` repeats of them to
-    take away, ``guard`` lines to add to the chain shared with the kubelet (``declare_guard``: it
+    rule goes there), ``jumps`` lines for the top of base chains, ``surplus`` lines of theirs that
+    go before, ``guard`` lines to add to the chain shared with the kubelet (``declare_guard``: it
     has to be made), ``members`` what becomes of the set of endpoints, ``sysctls`` to set. ``full``:
     the kernel was read for this; ``first``: it held no service of ours.
     """
@@ -140,7 +140,8 @@ def _from_believed(desired: Desired, before: Desired) -> Patch:
 def _members_since(desired: Desired, before: Desired) -> SetChange:
     now, then = desired.members, before.members
     if now is not None and then is not None:
-        return now.since(then)
+        added, gone = now.since(then)
+        return SetChange(added=added, gone=gone)
     return SetChange() if now is then else change(desired.endpoints, before.endpoints)
 
 
@@ -175,8 +176,7 @@ def _from_read(desired: Desired, actual: Held) -> Patch:
         for block in desired.blocks.values():
             parts += _part(block, nat)
             present.difference_update(block.chains)
-    absent = Counter(desired.jumps)
-    absent.subtract(actual.jumps)
+    jumps, surplus = jump_change(desired.jumps, actual.jumps)
     shared = actual.guard
     pinned = {chain for table, chain in actual.pinned if table is Table.NAT} & present
     sysctls = wanted_sysctls(desired.context) - set(actual.sysctls.items())
@@ -188,8 +188,8 @@ def _from_read(desired: Desired, actual: Held) -> Patch:
         places=tuple(_stale_places(desired, tables)),
         doomed=tuple(sorted(present - pinned)),
         kept=tuple(sorted(chain for chain in pinned if nat[chain])),
-        jumps=tuple(jump for jump in desired.jumps if absent[jump] > 0),
-        surplus=tuple(sorted((-absent).elements())),
+        jumps=jumps,
+        surplus=surplus,
         guard=tuple(row for row in desired.guard if row not in (shared or ())),
         declare_guard=shared is None,
         members=change(desired.endpoints, actual.members),

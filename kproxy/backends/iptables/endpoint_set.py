@@ -10,12 +10,12 @@ A member is packed as :mod:`kproxy.kernel.ipset` takes it: address, port, protoc
 from __future__ import annotations
 
 import socket
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 
 from kproxy.core.objects import Family, PortName, Protocol, Value
 from kproxy.core.snapshot import PortPlan, Snapshot
+from kproxy.core.tally import Tally
 
 #: Both variants of a family share one set.
 NAMES = {Family.IPV4: "KPROXY-ENDPOINTS", Family.IPV6: "KPROXY-6-ENDPOINTS"}
@@ -38,73 +38,9 @@ class SetChange(Value, frozen=True, eq=False):
         return bool(self.create or self.destroy or self.added or self.gone)
 
 
-class Members:
-    """The members for one plan, each with the number of service ports that have it.
-
-    The count is made when somebody first looks. A successor takes its predecessor's count over and
-    does the work of what changed; a predecessor that is looked at again counts anew.
-    """
-
-    __slots__ = ("_added", "_base", "_counts", "_gone", "_plans", "_token")
-
-    def __init__(self, plans: Mapping[PortName, PortPlan]) -> None:
-        self._plans = plans
-        self._counts: dict[bytes, int] | None = None
-        self._token = object()
-        #: The one that ``_added`` and ``_gone`` are relative to.
-        self._base: object | None = None
-        self._added = self._gone = _NOTHING
-
-    @property
-    def all(self) -> AbstractSet[bytes]:
-        return self._count().keys()
-
-    def following(
-        self,
-        plans: Mapping[PortName, PortPlan],
-        changed: Iterable[PortName],
-        removed: Iterable[PortName],
-    ) -> Members:
-        """Those of the next plan, which differs in the ports that are named."""
-        change: Counter[bytes] = Counter()
-        for name in (*changed, *removed):
-            if name in plans:
-                change.update(members_of(plans[name]))
-            if name in self._plans:
-                change.subtract(members_of(self._plans[name]))
-        counts, self._counts = self._count(), None
-        added, gone = set(), set()
-        for member, more in change.items():
-            before = counts.get(member, 0)
-            after = before + more
-            if after:
-                counts[member] = after
-            elif before:
-                del counts[member]
-            if not before and after:
-                added.add(member)
-            if before and not after:
-                gone.add(member)
-        made = Members(plans)
-        made._counts, made._base = counts, self._token
-        made._added, made._gone = frozenset(added), frozenset(gone)
-        return made
-
-    def since(self, before: Members) -> SetChange:
-        """From ``before`` to this."""
-        if self is before:
-            return SetChange()
-        if self._base is before._token:
-            return SetChange(added=self._added, gone=self._gone)
-        return change(self.all, before.all)
-
-    def _count(self) -> dict[bytes, int]:
-        if self._counts is None:
-            counts: Counter[bytes] = Counter()
-            for plan in self._plans.values():
-                counts.update(members_of(plan))
-            self._counts = counts
-        return self._counts
+def members(plans: Mapping[PortName, PortPlan]) -> Tally[bytes]:
+    """The members for one plan."""
+    return Tally(plans, members_of)
 
 
 def change(wanted: AbstractSet[bytes] | None, held: AbstractSet[bytes] | None) -> SetChange:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kproxy.backends.iptables import chains, endpoint_set
-from kproxy.backends.iptables.service import Context
+from kproxy.backends.iptables.counters import INVALID_DROPPED
+from kproxy.backends.iptables.service import LOCALNET, Context
 from kproxy.backends.xtables.rules import (
     Accept,
     Drop,
@@ -15,12 +16,12 @@ from kproxy.backends.xtables.rules import (
     Return,
     Rule,
     SetMark,
+    SetMatch,
     Table,
 )
 from kproxy.backends.xtables.text import host
 from kproxy.core.objects import Family
 
-_LOCALNET = "127.0.0.0/8"
 _NODE_PORTS_NOTE = "kubernetes service nodeports; NOTE: this must be the last rule in this chain"
 
 #: The kubelet's rule to the letter (CVE-2020-8558): route_localnet lets neighbours address
@@ -30,21 +31,16 @@ LOCALNET_GUARD = Rule(
     chains.KUBELET_FIREWALL,
     Drop(),
     comment="block incoming localnet connections",
-    source=_LOCALNET,
-    destination=_LOCALNET,
+    source=LOCALNET,
+    destination=LOCALNET,
     ctstate=("RELATED", "ESTABLISHED", "DNAT"),
     negated=("source", "ctstate"),
 )
 
 
-def serves_localhost(context: Context) -> bool:
-    """Whether node ports answer on 127.0.0.0/8. Never on ::1: IPv6 has no route_localnet."""
-    return context.family is Family.IPV4 and context.settings.node_port_targets.localhost
-
-
 def guard_rules(context: Context) -> list[Rule]:
     """What must stand in the chain that is shared with the kubelet."""
-    return [LOCALNET_GUARD] if serves_localhost(context) else []
+    return [LOCALNET_GUARD] if context.serves_localhost else []
 
 
 def fixed_rules(context: Context) -> dict[tuple[Table, str], list[Rule]]:
@@ -74,8 +70,16 @@ def _forward_rules(context: Context, bit: int) -> Iterator[Rule]:
     if context.drop_invalid:
         # A reply that conntrack cannot place is not translated back: forwarded, it would reach the
         # client from an address that it never spoke to, and be answered by a reset.
-        name = endpoint_set.NAMES[context.family] if context.uses_set else ""
-        yield Rule(Table.FILTER, chains.FORWARD, Drop(), ctstate=("INVALID",), source_set=name)
+        asked = SetMatch(endpoint_set.NAMES[context.family], ("src", "src"))
+        counter = INVALID_DROPPED if INVALID_DROPPED in context.counted else ""
+        yield Rule(
+            Table.FILTER,
+            chains.FORWARD,
+            Drop(),
+            ctstate=("INVALID",),
+            sets=(asked,) if context.uses_set else (),
+            counter=counter,
+        )
     yield Rule(
         Table.FILTER,
         chains.FORWARD,
@@ -98,8 +102,8 @@ def node_port_jumps(context: Context) -> list[Rule]:
     family = context.family
     jump = Jump(chains.NODE_PORTS)
     if targets.all:
-        unserved = {Family.IPV4: _LOCALNET, Family.IPV6: "::1/128"}[family]
-        spared = not serves_localhost(context)
+        unserved = {Family.IPV4: LOCALNET, Family.IPV6: "::1/128"}[family]
+        spared = not context.serves_localhost
         return [
             Rule(
                 Table.NAT,
@@ -112,8 +116,8 @@ def node_port_jumps(context: Context) -> list[Rule]:
             )
         ]
     places = [host(address, family) for address in targets.addresses]
-    if serves_localhost(context):
-        places.append(_LOCALNET)
+    if context.serves_localhost:
+        places.append(LOCALNET)
     return [
         Rule(Table.NAT, chains.SERVICES, jump, comment=_NODE_PORTS_NOTE, destination=place)
         for place in places
@@ -122,7 +126,7 @@ def node_port_jumps(context: Context) -> list[Rule]:
 
 #: Sysctls that the rules need, each with its condition; route_localnet only together with the
 #: guard above. Bridged traffic (net/bridge/bridge-nf-call-iptables) is the network plugin's choice.
-SYSCTLS = (("net/ipv4/conf/all/route_localnet", "1", serves_localhost),)
+SYSCTLS = (("net/ipv4/conf/all/route_localnet", "1", lambda context: context.serves_localhost),)
 
 
 def wanted_sysctls(context: Context) -> frozenset[tuple[str, str]]:

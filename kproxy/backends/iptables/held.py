@@ -6,17 +6,12 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from kproxy.backends.iptables import chains
-from kproxy.backends.iptables.fixed import LOCALNET_GUARD
+from kproxy.backends.iptables.layout import LAYOUT
 from kproxy.backends.iptables.render import Desired, Place
+from kproxy.backends.xtables.found import find
 from kproxy.backends.xtables.rules import Table
-from kproxy.backends.xtables.saved import Line, Saved, target_of
-from kproxy.backends.xtables.text import line
+from kproxy.backends.xtables.saved import Line, Saved
 from kproxy.core.objects import Family
-
-
-def is_own(table: Table, chain: str) -> bool:
-    """Whether a chain is ours alone."""
-    return chain in chains.OWN[table] or (table is Table.NAT and chains.is_service_chain(chain))
 
 
 class Held:
@@ -100,27 +95,12 @@ def held(
     members: AbstractSet[bytes] | None = None,
 ) -> Held:
     """Ours, picked out of everything that is in force."""
-    ours = {(rule.table, line(rule, family)) for rule in chains.JUMPS}
-    tables: dict[Table, dict[str, str]] = {table: {} for table in Table}
-    jumps: list[Line] = []
-    pinned: set[Place] = set()
-    for table, content in saved.items():
-        for chain, rows in content.items():
-            if is_own(table, chain):
-                tables[table][chain] = "".join([f"{row}\n" for row in rows])
-                continue
-            for row in rows:
-                if (table, row) in ours:
-                    jumps.append((table, row))
-                elif is_own(table, target_of(row)):
-                    pinned.add((table, target_of(row)))
-    shared = saved.get(Table.FILTER, {}).get(chains.KUBELET_FIREWALL)
-    guard = line(LOCALNET_GUARD, family)
+    found = find(saved, LAYOUT, family)
     return Held(
-        tables=tables,
-        guard=None if shared is None else tuple(row for row in shared if row == guard),
-        jumps=tuple(sorted(jumps)),
-        pinned=frozenset(pinned),
+        tables=found.tables,
+        guard=found.guests.get((Table.FILTER, chains.KUBELET_FIREWALL)),
+        jumps=found.jumps,
+        pinned=found.pinned,
         sysctls=sysctls,
         members=members,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kproxy.backends.xtables.host import Feature, asks_sets, require, version
+from kproxy.backends.xtables.host import Feature, asks_sets, counts_packets, require, version
 from kproxy.backends.xtables.rules import Table
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family, Value
@@ -20,6 +20,7 @@ class Machine(Value, frozen=True):
     random_fully: bool = True
     drop_invalid: bool = True
     endpoint_set: bool = True
+    counters: bool = False
 
 
 def machine(family: Family, variant: Variant) -> Machine:
@@ -30,6 +31,7 @@ def machine(family: Family, variant: Variant) -> Machine:
         # through (kubernetes issue 117924).
         drop_invalid=sysctl.read(_BE_LIBERAL) in (None, "0"),
         endpoint_set=asks_sets(family, variant),
+        counters=counts_packets(family, variant),
     )
 
 

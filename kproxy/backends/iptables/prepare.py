@@ -29,7 +29,7 @@ def prepare(backend: IptablesBackend, snapshot: Snapshot) -> tuple[tuple[str, st
         places=(),
         doomed=(),
         kept=(),
-        surplus=(),
+        surplus=tuple(j for j in patch.surplus if target_of(j[1]) == chains.KUBELET_FIREWALL),
         members=SetChange(),
         jumps=tuple(j for j in patch.jumps if target_of(j[1]) == chains.KUBELET_FIREWALL),
     )

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from kproxy.backends.iptables import chains
-from kproxy.backends.iptables.endpoint_set import Members
+from kproxy.backends.iptables.endpoint_set import members as members_of
 from kproxy.backends.iptables.fixed import fixed_rules, guard_rules, node_port_jumps
 from kproxy.backends.iptables.overlap import overlap
 from kproxy.backends.iptables.service import (
@@ -32,6 +32,7 @@ from kproxy.backends.xtables.rules import Rule, Table
 from kproxy.backends.xtables.text import host, line, lines, probability
 from kproxy.core.objects import PortName
 from kproxy.core.snapshot import PortPlan, Snapshot
+from kproxy.core.tally import Tally
 
 Place = tuple[Table, str]
 
@@ -156,13 +157,13 @@ class Desired:
         context: Context,
         blocks: dict[PortName, Block],
         dispatch: Mapping[Place, str] | None = None,
-        members: Members | None = None,
+        members: Tally[bytes] | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.context = context
         self.blocks = blocks
         self._dispatch = dispatch
-        self.members = (members or Members(snapshot.ports)) if context.uses_set else None
+        self.members = (members or members_of(snapshot.ports)) if context.uses_set else None
         family = context.family
         self.fixed = {place: lines(rules, family) for place, rules in fixed_rules(context).items()}
         self.guard = tuple(line(rule, family) for rule in guard_rules(context))
@@ -214,6 +215,7 @@ def context_of(
     random_fully: bool = True,
     drop_invalid: bool = True,
     endpoint_set: bool = True,
+    counters: bool = False,
 ) -> Context:
     """What every service's rules depend on, for one Snapshot."""
     return Context(
@@ -223,6 +225,7 @@ def context_of(
         random_fully=random_fully,
         drop_invalid=drop_invalid,
         endpoint_set=endpoint_set,
+        counters=counters,
     )
 
 
@@ -253,7 +256,7 @@ def _render_changes(snapshot: Snapshot, context: Context, previous: Desired) -> 
     old = previous.blocks
     changed = {name: Block(snapshot.ports[name], context) for name in snapshot.changed}
     members = previous.members and previous.members.following(
-        snapshot.ports, snapshot.changed, snapshot.removed
+        snapshot.ports, [*snapshot.changed, *snapshot.removed]
     )
     if changed.keys() <= old.keys() and not snapshot.removed:
         blocks = {**old, **changed}

@@ -17,7 +17,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Sequence
 
+from msgspec.structs import replace
+
 from kproxy.backends.iptables import chains
+from kproxy.backends.iptables.counters import INVALID_DROPPED, LOCALHOST_ACCEPTED
 from kproxy.backends.xtables.rules import (
     Accept,
     Dnat,
@@ -34,6 +37,9 @@ from kproxy.core.objects import Family, TrafficPolicy, Value
 from kproxy.core.policy import EXTERNAL, INTERNAL, VERDICT, Client, Use, Verdict
 from kproxy.core.snapshot import Endpoint, LocalDetector, NodeSettings, PortPlan
 
+#: This node's loopback addresses.
+LOCALNET = "127.0.0.0/8"
+
 _MASQUERADE = Jump(chains.MARK_MASQ)
 _NAT_SERVICES = (Table.NAT, chains.SERVICES)
 _FILTER_SERVICES = (Table.FILTER, chains.SERVICES)
@@ -47,7 +53,8 @@ class Context(Value, frozen=True):
     ``brief``: no comments on rules of endpoints, which are most of all (large clusters).
     ``random_fully``: the tool knows that flag of MASQUERADE. ``drop_invalid``: packets that
     conntrack calls INVALID are dropped when forwarded, with ``endpoint_set`` those of endpoints
-    only: rules can ask a set for them.
+    only: rules can ask a set for them. ``counters``: rules can count with the objects of
+    :mod:`kproxy.backends.iptables.counters`.
     """
 
     family: Family
@@ -56,11 +63,23 @@ class Context(Value, frozen=True):
     random_fully: bool = True
     drop_invalid: bool = True
     endpoint_set: bool = True
+    counters: bool = False
 
     @property
     def uses_set(self) -> bool:
         """Whether a rule asks the set of endpoints."""
         return self.drop_invalid and self.endpoint_set
+
+    @property
+    def serves_localhost(self) -> bool:
+        """Whether node ports answer on 127.0.0.0/8. Never on ::1: IPv6 has no route_localnet."""
+        return self.family is Family.IPV4 and self.settings.node_port_targets.localhost
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The counters that rules count with."""
+        used = ((INVALID_DROPPED, self.drop_invalid), (LOCALHOST_ACCEPTED, self.serves_localhost))
+        return tuple(name for name, is_used in used if is_used and self.counters)
 
 
 class PortChains:
@@ -99,7 +118,7 @@ def dispatch_rules(plan: PortPlan, names: PortChains, context: Context) -> list[
     """The rules that a service port adds to the chains of :data:`chains.DISPATCH`."""
     rules = list(_cluster_ip_dispatch(plan, names, context))
     rules += _vip_dispatch(plan, names, context)
-    rules += _node_port_dispatch(plan, names)
+    rules += _node_port_dispatch(plan, names, context)
     if plan.health_check_node_port:
         rules.append(
             Rule(
@@ -170,11 +189,11 @@ def _to_address(
     )
 
 
-def _node_port_dispatch(plan: PortPlan, names: PortChains) -> Iterator[Rule]:
+def _node_port_dispatch(plan: PortPlan, names: PortChains, context: Context) -> Iterator[Rule]:
     if not plan.node_port:
         return
     if names.external:
-        yield Rule(
+        jump = Rule(
             Table.NAT,
             chains.NODE_PORTS,
             Jump(names.external),
@@ -182,6 +201,9 @@ def _node_port_dispatch(plan: PortPlan, names: PortChains) -> Iterator[Rule]:
             protocol=names.protocol,
             dport=plan.node_port,
         )
+        if LOCALHOST_ACCEPTED in context.counted:
+            yield replace(jump, destination=LOCALNET, counter=LOCALHOST_ACCEPTED)
+        yield jump
     if not names.external_policy:
         target, why = _nobody(plan)
         yield Rule(
@@ -247,8 +269,7 @@ def _detected(rule: Rule, detector: LocalDetector, *, local: bool) -> Rule:
     field, value = (
         ("source", detector.cidr) if detector.cidr else ("in_interface", detector.bridge or prefix)
     )
-    values = {name: getattr(rule, name) for name in rule.__struct_fields__}
-    return Rule(**{**values, field: value, "negated": () if local else (field,)})
+    return replace(rule, **{field: value, "negated": () if local else (field,)})
 
 
 def _external_rules(plan: PortPlan, names: PortChains, context: Context) -> Iterator[Rule]:

@@ -35,6 +35,7 @@ from kproxy.backends.xtables.rules import (
     Return,
     Rule,
     SetMark,
+    SetMatch,
     Table,
     Target,
 )
@@ -230,6 +231,10 @@ class Walker:
             )
         return stack
 
+    def _asked(self, match: SetMatch, packet: Packet) -> bool:
+        held = _member(match.directions, packet) in self._sets.get(match.name, ())
+        return held is not match.negated
+
     def _matches(self, rule: Rule, way: _Way, recent: Collection[str]) -> bool:
         packet, negated = way.packet, rule.negated
         if rule.dport and rule.dport != packet.dport:
@@ -252,17 +257,25 @@ class Walker:
             return False
         if rule.ctstate and bool(way.states & set(rule.ctstate)) is ("ctstate" in negated):
             return False
-        if rule.source_set:
-            source = (packet.source, packet.protocol, packet.sport)
-            if source not in self._sets.get(rule.source_set, ()):
-                return False
-        if rule.source_local and not self._is_local(packet.source):
+        if not all(self._asked(match, packet) for match in rule.sets):
             return False
-        if rule.destination_local and not self._is_local(packet.destination):
+        if rule.source_local and (self._is_local(packet.source) is ("source_local" in negated)):
+            return False
+        if rule.destination_local and (
+            self._is_local(packet.destination) is ("destination_local" in negated)
+        ):
             return False
         if rule.recent is None or rule.recent.seconds is None:
             return True
         return rule.recent.name in recent
+
+
+def _member(directions: Sequence[str], packet: Packet) -> tuple[object, ...]:
+    """What a set is asked for: an address and, with a second direction, protocol and port."""
+    addresses = {"src": packet.source, "dst": packet.destination}
+    ports = {"src": packet.sport, "dst": packet.dport}
+    first, *more = directions
+    return (addresses[first], *((packet.protocol, ports[more[0]]) if more else ()))
 
 
 _Stack = tuple[tuple[str, int], ...]

@@ -7,24 +7,29 @@ lab gives each node its own.
 
 from __future__ import annotations
 
+import errno
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Protocol
 
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
-from kproxy.errors import KernelError
+from kproxy.errors import KernelError, NetlinkError
 from kproxy.kernel import command, sysctl
 from kproxy.kernel.ipset import IpSets
+from kproxy.kernel.nfacct import Counters
 
 #: Seconds that the legacy tools wait for the lock: kube-proxy's choice.
 _LOCK_WAIT = "5"
 
 #: Seconds to wait for a set: nf_tables frees a deleted rule, which holds it, a grace period later.
 _LET_GO = 1.0
+
+#: How a kernel says that it has no such part of netlink.
+_NO_SUBSYSTEM = (errno.EINVAL, errno.EOPNOTSUPP)
 
 _PREFIX = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 _FOREIGN_TABLE = re.compile(rb"^# Table `(nat|filter|mangle)' is incompatible", re.MULTILINE)
@@ -60,6 +65,16 @@ class Door(Protocol):
     def destroy(self, name: str, *, wait: bool = False) -> bool:
         """Whether there is no such set now: a rule that uses it keeps it. ``wait``: such a rule
         has just been deleted, and the kernel may need a moment to let go."""
+
+    def counters(self) -> Mapping[str, int]:
+        """Counter -> how many rules count with it, in any table; nothing where there are none."""
+
+    def make_counter(self, name: str) -> None:
+        """Make a counter for rules to count with; one that is there counts on."""
+
+    def drop_counter(self, name: str, others: int = 0) -> bool:
+        """Whether there is no such counter now: a rule that counts with it keeps it. ``others``
+        are the rules that do and stay; it waits a moment for the kernel to let go of the rest."""
 
     def sysctl(self, name: str) -> str | None:
         """Current value, None when this kernel has no such sysctl."""
@@ -119,6 +134,28 @@ class ToolDoor:
                     return False
                 time.sleep(_LET_GO / 100)
         return True
+
+    def counters(self) -> Mapping[str, int]:
+        with Counters() as counters:
+            try:
+                return {name: counted.rules for name, counted in counters.all().items()}
+            except NetlinkError as refused:
+                if refused.errno not in _NO_SUBSYSTEM:
+                    raise
+                return {}
+
+    def make_counter(self, name: str) -> None:
+        with Counters() as counters:
+            counters.ensure(name)
+
+    def drop_counter(self, name: str, others: int = 0) -> bool:
+        end = time.monotonic() + _LET_GO
+        while self.counters().get(name, 0) > others and time.monotonic() < end:
+            time.sleep(_LET_GO / 100)
+        if others:
+            return False
+        with Counters() as counters:
+            return counters.remove(name)
 
     def sysctl(self, name: str) -> str | None:
         return sysctl.read(name)

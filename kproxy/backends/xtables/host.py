@@ -91,13 +91,31 @@ def asks_sets(family: Family, variant: Variant) -> bool:
     Tried in a scratch namespace. KernelError when the lock of the tools is held: then it is not
     known.
     """
+    return _can(family, variant, _ASKS, lambda door: door.fill("KP", (), create=True))
+
+
+#: A rule that counts with an object of the kernel, which a proxy can do without.
+_COUNTS = Feature(
+    "counters", Table.FILTER, "-m nfacct --nfacct-name KP", "xt_nfacct", "NETFILTER_XT_MATCH_NFACCT"
+)
+
+
+def counts_packets(family: Family, variant: Variant) -> bool:
+    """Whether this kernel has counters, and rules can count with them. As :func:`asks_sets`."""
+    return _can(family, variant, _COUNTS, lambda door: door.make_counter("KP"))
+
+
+def _can(
+    family: Family, variant: Variant, feature: Feature, ready: Callable[[ToolDoor], None]
+) -> bool:
+    """Whether a rule loads in a scratch namespace; ``ready`` makes there what it names."""
     door = ToolDoor(family, variant)
     with netns.fresh():
         try:
-            door.fill("KP", (), create=True)
+            ready(door)
         except NetlinkError:
             return False
-        said = tried(door, (_ASKS,))
+        said = tried(door, (feature,))
     if said is not None and "xtables lock" in said:
         raise KernelError(f"{tool(family, variant, 'restore')}: {said}", hint="it is tried again")
     return said is None

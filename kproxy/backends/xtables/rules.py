@@ -95,8 +95,28 @@ class Recent(Value, frozen=True):
     seconds: int | None = None
 
 
+class SetMatch(Value, frozen=True):
+    """A set that is asked for a packet's addresses and ports.
+
+    ``directions`` say, part by part of a member, whose address or port is asked for: ``("dst",
+    "dst")`` for destination address and port. ``negated``: matches what is not in the set.
+    """
+
+    name: str
+    directions: tuple[str, ...]
+    negated: bool = False
+
+
 #: Fields of a rule that can be inverted by naming them in ``negated``.
-NEGATABLE = ("source", "destination", "in_interface", "mark", "ctstate")
+NEGATABLE = (
+    "source",
+    "destination",
+    "in_interface",
+    "mark",
+    "ctstate",
+    "source_local",
+    "destination_local",
+)
 
 
 class Rule(Value, frozen=True):
@@ -106,7 +126,9 @@ class Rule(Value, frozen=True):
     ``/128``). ``dport`` 0 is any port. ``source_local``/``destination_local``: the address is one
     of this node. ``ctstate``: any of these states. ``probability`` is the decimal number that the
     kernel gives back (:func:`kproxy.backends.xtables.text.probability`). ``in_interface`` may end
-    in ``+``. ``source_set`` names a set: source address, protocol and source port are in it.
+    in ``+``. ``sets`` are asked in their order, after ``ctstate``.
+    ``counter`` names an object of the kernel (nfacct) that counts the packets which met all the
+    other matches; it has to be there before the rule.
     ``target`` None: the rule only counts and explains. ``negated`` names inverted fields.
     """
 
@@ -123,7 +145,8 @@ class Rule(Value, frozen=True):
     destination_local: bool = False
     mark: Mark | None = None
     ctstate: tuple[str, ...] = ()
-    source_set: str = ""
+    sets: tuple[SetMatch, ...] = ()
     recent: Recent | None = None
     probability: str = ""
+    counter: str = ""
     negated: tuple[str, ...] = ()

@@ -16,6 +16,8 @@ def parse(text: str) -> Saved:
     """Chains and lines of the tables that matter here, as the save tool printed them."""
     saved: Saved = {}
     table: dict[str, list[str]] | None = None
+    # The save tools up to 1.8.9 at least put two spaces there, and no other option does that.
+    text = text.replace(" --nfacct-name  ", " --nfacct-name ")
     for row in text.splitlines():
         if row.startswith("-A "):
             if table is not None:

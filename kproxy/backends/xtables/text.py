@@ -25,6 +25,7 @@ from kproxy.backends.xtables.rules import (
     Return,
     Rule,
     SetMark,
+    SetMatch,
 )
 from kproxy.core.objects import Family
 
@@ -62,12 +63,13 @@ def line(rule: Rule, family: Family) -> str:
         parts.append(f"-m mark {no}--mark {rule.mark.value:#x}/{rule.mark.mask:#x}")
     if rule.ctstate and not state_first:
         parts.append(_ctstate(rule))
-    if rule.source_set:
-        parts.append(f"-m set --match-set {rule.source_set} src,src")
+    parts += [_asked(match) for match in rule.sets]
     if rule.source_local:
-        parts.append("-m addrtype --src-type LOCAL")
+        no = "! " if "source_local" in negated else ""
+        parts.append(f"-m addrtype {no}--src-type LOCAL")
     if rule.destination_local:
-        parts.append("-m addrtype --dst-type LOCAL")
+        no = "! " if "destination_local" in negated else ""
+        parts.append(f"-m addrtype {no}--dst-type LOCAL")
     if rule.recent is not None:
         parts.append(_recent(rule.recent, family))
     if rule.probability:
@@ -76,6 +78,9 @@ def line(rule: Rule, family: Family) -> str:
         parts.append(f"-m {rule.protocol}")
     if rule.dport:
         parts.append(f"--dport {rule.dport}")
+    if rule.counter:
+        # Matches are tried in this order, and this one counts whatever gets as far: it comes last.
+        parts.append(f"-m nfacct --nfacct-name {rule.counter}")
     if rule.target is not None:
         parts.append(_TARGETS[type(rule.target)](rule.target, family))
     return " ".join(parts)
@@ -89,6 +94,11 @@ def lines(rules: Iterable[Rule], family: Family) -> str:
 def _ctstate(rule: Rule) -> str:
     no = "! " if "ctstate" in rule.negated else ""
     return f"-m conntrack {no}--ctstate {','.join(rule.ctstate)}"
+
+
+def _asked(match: SetMatch) -> str:
+    no = "! " if match.negated else ""
+    return f"-m set {no}--match-set {match.name} {','.join(match.directions)}"
 
 
 def _recent(recent: Recent, family: Family) -> str:

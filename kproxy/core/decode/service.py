@@ -15,6 +15,7 @@ from kproxy.core.objects import (
     TrafficPolicy,
     family_of,
 )
+from kproxy.core.servers import SCHEDULER_ANNOTATION, SCHEDULERS
 
 LABEL_OTHER_PROXY = "service.kubernetes.io/service-proxy-name"
 LABEL_HEADLESS = "service.kubernetes.io/headless"
@@ -87,7 +88,7 @@ def read_service(obj: wire.Service, key: ObjectKey, report: Report) -> Service |
         topology_mode=_topology_mode(meta),
         created=_created(meta, report),
         ignored=ignored,
-        annotations=_own_annotations(meta),
+        annotations=_own_annotations(meta, report),
         source_ranges_broken=ranges_broken,
     )
     return None if report.whole else service
@@ -271,16 +272,25 @@ def _topology_mode(meta: wire.Meta) -> str:
     return next((value for value in found if value is not None), "")
 
 
-def _own_annotations(meta: wire.Meta) -> tuple[tuple[str, str], ...]:
-    if not meta.annotations:
-        return ()
-    return tuple(
-        sorted(
-            (name, value or "")
-            for name, value in meta.annotations.items()
-            if name.startswith(OWN_ANNOTATIONS)
-        )
-    )
+#: Annotation -> the values that it may have, for those of ours that have few.
+_VALUES = {SCHEDULER_ANNOTATION: SCHEDULERS}
+
+
+def _own_annotations(meta: wire.Meta, report: Report) -> tuple[tuple[str, str], ...]:
+    """Those of ours with a value that they may have; the others are reported and left out."""
+    found = []
+    for name, value in sorted((meta.annotations or {}).items()):
+        if not name.startswith(OWN_ANNOTATIONS):
+            continue
+        values = _VALUES.get(name)
+        if values is None or not value or value in values:
+            found.append((name, value or ""))
+        else:
+            report.member(
+                f"metadata.annotations.{name}",
+                f"{quoted(value)} is unknown; use one of {', '.join(values)}",
+            )
+    return tuple(found)
 
 
 def _created(meta: wire.Meta, report: Report) -> float:

@@ -170,9 +170,8 @@ class _Drawing:
                 else:
                     self.add_remote(name, address)
             for port, protocol in endpoint.ports:
-                if protocol is not Protocol.SCTP:  # seen as a crafted packet, see traffic.crafted
-                    listener = Listener("endpoint", port, protocol, address)
-                    self.listeners.append((address, self.homes[address], listener))
+                listener = Listener("endpoint", port, protocol, address)
+                self.listeners.append((address, self.homes[address], listener))
 
     def add_pod(self, name: str, address: str) -> None:
         """A namespace of its own on this node, wired as the detector expects pods to be."""
@@ -235,7 +234,8 @@ class _Drawing:
 
     def place_senders(self) -> None:
         for flow in self.flows(SenderKind.NODE):
-            if not ipaddress.ip_address(flow.source).is_loopback:
+            source = ipaddress.ip_address(flow.source)
+            if not source.is_loopback and not source.is_unspecified:  # else the kernel's choice
                 self.own(NODE, "lo", flow.source)
         for number, flow in enumerate(self.flows(SenderKind.POD)):
             if flow.source not in self.homes and not self.is_crafted(flow):
@@ -310,13 +310,19 @@ def _one(address: str) -> str:
 
 
 def node_spots(scenario: Scenario, flows: Iterable[Flow]) -> tuple[tuple[str, int, Protocol], ...]:
-    """(address, port, protocol) of the node's own that flows are sent to."""
+    """(address, port, protocol) of the node's own that flows are sent to.
+
+    The address is "" (every one) where a verdict is expected of a service address: in a mode that
+    makes it the node's own, a daemon of the host that listens everywhere must not be reached.
+    """
     own = set(scenario.node.ips)
-    spots = {
-        (flow.to, flow.port, flow.proto)
-        for flow in flows
-        if not flow.check
-        and flow.proto is not Protocol.SCTP
-        and (flow.to in own or ipaddress.ip_address(flow.to).is_loopback)
-    }
+    vips = service_addresses(scenario)
+    spots = set()
+    for flow in flows:
+        if flow.check or flow.proto is Protocol.SCTP:
+            continue
+        if flow.to in own or ipaddress.ip_address(flow.to).is_loopback:
+            spots.add((flow.to, flow.port, flow.proto))
+        elif flow.to in vips and flow.expect is not None and flow.expect.verdict is not None:
+            spots.add(("", flow.port, flow.proto))
     return tuple(sorted(spots))

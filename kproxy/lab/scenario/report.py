@@ -55,6 +55,14 @@ class Result(Value, frozen=True):
         return len(self.flows) + len(self.checks)
 
 
+class Progress(Value, frozen=True):
+    """A result on its way from another process; ``seconds`` is what the scenario took, 0.0 when
+    none was built."""
+
+    result: Result
+    seconds: float = 0.0
+
+
 def result(
     scenario: str,
     mode: str,
@@ -77,6 +85,11 @@ def exit_status(results: Sequence[Result]) -> int:
 def to_json(results: Iterable[Result]) -> bytes:
     """The list of results; the keys are the fields above."""
     return msgspec.json.format(msgspec.json.encode(list(results)), indent=2)
+
+
+def to_line(progress: Progress) -> bytes:
+    """One line of JSON."""
+    return msgspec.json.encode(progress) + b"\n"
 
 
 def rows(one: Result) -> list[tuple[str, str, str, str, str]]:
@@ -125,6 +138,12 @@ def details(one: Result) -> list[str]:
         f"  skipped, {reason}: {'; '.join(names)}" for reason, names in sorted(reasons.items())
     ]
     return lines
+
+
+def broken_off(mode: str, reason: str) -> Result:
+    """A mode whose scenarios were not all run: what is missing has not passed."""
+    fault = CheckResult("the kernel that they run on", False, "runs all scenarios", reason)
+    return result("every scenario", mode, checks=[fault])
 
 
 def absent(mode: str, reason: str) -> Result:

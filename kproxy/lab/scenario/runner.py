@@ -29,6 +29,7 @@ from kproxy.lab.scenario.workspace import Workspace
 from kproxy.lab.scenario.zygote import Zygote
 from kproxy.lab.traffic.probe import Holding, Probe, probe_all
 from kproxy.lab.traffic.responder import Responder
+from kproxy.lab.traffic.sockets import kernel_has
 from kproxy.lab.traffic.wire import Outcome, join_host_port
 
 NONE = "none"
@@ -300,7 +301,19 @@ def _count(stage: Stage, flow: Flow) -> int:
 
 def needs_crafting(stage: Stage, flow: Flow) -> bool:
     """Whether no socket can send the flow: its ends, its flags, a protocol this kernel lacks."""
-    return flow.proto is Protocol.SCTP or bool(flow.flags) or stage.layout.crafted(flow)
+    return bool(flow.flags) or stage.layout.crafted(flow) or _sctp_crafted(flow)
+
+
+def _sctp_crafted(flow: Flow) -> bool:
+    """Whether an SCTP flow is one crafted packet: in a kernel without SCTP, and where no endpoint
+    is to answer. A kernel refuses by itself whatever SCTP it has no socket for, and the world,
+    which should show that a packet got through, has none (its addresses are too many for the
+    list that SCTP's first packets carry): only a packet seen there tells.
+    """
+    if flow.proto is not Protocol.SCTP:
+        return False
+    answered = flow.expect is None or flow.expect.verdict is None
+    return not answered or not kernel_has(Protocol.SCTP)
 
 
 def _sequential(flow: Flow) -> bool:

@@ -24,6 +24,7 @@ from kproxy.lab.scenario.workspace import Workspace
 from kproxy.lab.scenario.zygote import Zygote
 from kproxy.lab.traffic.probe import Probe
 from kproxy.lab.traffic.responder import Listener, Responder
+from kproxy.lab.traffic.sockets import kernel_has
 
 #: Owner of the runner's listeners on the node's own addresses.
 _NODE_LISTENERS = "node listeners"
@@ -76,7 +77,8 @@ class Stage:
             self.builder.apply(plan(None, self.layout.network))
             self._leave_bridges_alone()
             for address, host, listener in self.layout.listeners:
-                self._listen(address, host, listener)
+                if kernel_has(listener.protocol):  # else crafted packets stand for it
+                    self._listen(address, host, listener)
             if self.choice is not None and self._zygote is not None:
                 config = configuration(self.scenario, self.choice)
                 self.proxy = undo.enter_context(

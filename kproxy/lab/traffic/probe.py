@@ -18,6 +18,7 @@ from typing import Self
 
 from kproxy.core.objects import Family, Protocol, Value, family_of
 from kproxy.kernel.netns import entered
+from kproxy.lab.traffic import sockets
 from kproxy.lab.traffic.responder import RESET_ON_CLOSE
 from kproxy.lab.traffic.wire import (
     GREETING,
@@ -28,9 +29,6 @@ from kproxy.lab.traffic.wire import (
     join_host_port,
 )
 
-_AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-_KIND = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
-_IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h
 
 #: IP_RECVERR (linux/in.h, linux/in6.h). Without it a UDP socket hears of port unreachable only,
 #: other ICMP errors would look like silence; and a TCP socket whose refusal arrives while it is
@@ -87,7 +85,7 @@ class _Flow:
     def open(self) -> None:
         """Make the socket and send the first packet; the thread is in the right namespace."""
         probe = self.probe
-        self.sock = sock = socket.socket(_AF[family_of(probe.to)], _KIND[probe.protocol])
+        self.sock = sock = sockets.make(family_of(probe.to), probe.protocol)
         sock.setblocking(False)
         sock.setsockopt(*_RECVERR[family_of(probe.to)], 1)
         try:
@@ -106,9 +104,9 @@ class _Flow:
         probe = self.probe
         if probe.source_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        else:
-            # The port is chosen at connect, by the whole tuple: thousands of flows fit.
-            sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+        # Else the port is chosen here, one that no other flow from this address has. Left to
+        # connect(2), flows to two service addresses may share one, and IPVS takes the answers of
+        # the endpoint that both of them reach for one connection's (ip_vs_conn_out_get).
         source = probe.source or ("::" if ":" in probe.to else "0.0.0.0")
         sock.bind((source, probe.source_port))
 
@@ -120,7 +118,7 @@ class _Flow:
         except PermissionError:
             # A rule in OUTPUT took the datagram. REJECT's ICMP error waits in the socket and is
             # read next, as a refusal; after a DROP there is silence.
-            if self.probe.protocol is Protocol.TCP:
+            if self.probe.protocol in sockets.STREAMS:
                 raise
 
     @property
@@ -148,7 +146,7 @@ class _Flow:
         self.buffer += data
         if b"\n" in self.buffer:
             self._answered(decode_answer(self.buffer.partition(b"\n")[0]))
-        elif not data and self.probe.protocol is Protocol.TCP:
+        elif not data and self.probe.protocol in sockets.STREAMS:
             self._end(Reach.CLOSED, detail="connection accepted, then closed without an answer")
 
     def _answered(self, answer: Answer | None) -> None:
@@ -188,14 +186,14 @@ class _Flow:
 
     @property
     def _established(self) -> bool:
-        return self.connected and self.probe.protocol is Protocol.TCP
+        return self.connected and self.probe.protocol in sockets.STREAMS
 
     def _end(self, reach: Reach, *, detail: str = "") -> None:
         self.outcome = Outcome(reach, self.sender, seconds=self.clock() - self.began, detail=detail)
 
     def close(self) -> None:
         if self.sock is not None:
-            if self.probe.protocol is Protocol.TCP:
+            if self.probe.protocol in sockets.STREAMS:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             self.sock.close()
             self.sock = None
@@ -362,7 +360,7 @@ class Holding:
 
     def close(self) -> None:
         if self._sock is not None:
-            if self.probe.protocol is Protocol.TCP:
+            if self.probe.protocol in sockets.STREAMS:
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             self._sock.close()
             self._sock = None

@@ -19,11 +19,16 @@ from typing import Any, Self
 from kproxy.core.objects import Family, Protocol, Value, family_of
 from kproxy.errors import LabError
 from kproxy.kernel.netns import entered
+from kproxy.lab.traffic import sockets
 from kproxy.lab.traffic.wire import Answer, join_host_port, next_request, reply
 
 _ANY = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}
-_AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-_KIND = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
+
+#: The option that sends small answers at once. SCTP_NODELAY is 3 (linux/sctp.h).
+_AT_ONCE = {
+    Protocol.TCP: (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+    Protocol.SCTP: (socket.IPPROTO_SCTP, 3),
+}
 
 _BACKLOG = 1024
 _READ = 65536
@@ -48,17 +53,17 @@ class Listener(Value, frozen=True):
 
 
 class _Connection:
-    """One accepted TCP connection."""
+    """One accepted connection."""
 
-    def __init__(self, sock: socket.socket, name: str, client: Any) -> None:
+    def __init__(self, sock: socket.socket, listener: Listener, client: Any) -> None:
         self.sock = sock
         self.buffer = b""
         local = sock.getsockname()
         self._answer = Answer(
-            name,
+            listener.name,
             join_host_port(client[0], client[1]),
             join_host_port(local[0], local[1]),
-            Protocol.TCP,
+            listener.protocol,
         )
 
     def ready(self) -> bool:
@@ -81,7 +86,7 @@ class _Connection:
                     self._answer.name,
                     self._answer.client,
                     self._answer.local,
-                    Protocol.TCP,
+                    self._answer.proto,
                     request.text,
                 )
                 # Answers are far smaller than a socket buffer: a client that does not read them
@@ -94,11 +99,11 @@ class _Connection:
 
 
 class _Accepting:
-    """A listening TCP socket."""
+    """A listening socket of a protocol with connections."""
 
-    def __init__(self, sock: socket.socket, name: str) -> None:
+    def __init__(self, sock: socket.socket, listener: Listener) -> None:
         self.sock = sock
-        self.name = name
+        self.listener = listener
 
     def accept(self) -> _Connection | None:
         try:
@@ -106,9 +111,9 @@ class _Accepting:
         except OSError:
             return None
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(*_AT_ONCE[self.listener.protocol], 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-        return _Connection(sock, self.name, client)
+        return _Connection(sock, self.listener, client)
 
 
 class _Datagrams:
@@ -208,7 +213,7 @@ class Responder:
             if listener.protocol is Protocol.UDP:
                 self._watch(owner, state, sock, _Datagrams(sock, listener))
             else:
-                self._watch(owner, state, sock, _Accepting(sock, listener.name))
+                self._watch(owner, state, sock, _Accepting(sock, listener))
 
     def _watch(self, owner: str, state: _Owner, sock: socket.socket, handler: _Handler) -> None:
         fd = sock.fileno()
@@ -306,15 +311,15 @@ class Responder:
 
 
 def _listening(listener: Listener, family: Family) -> socket.socket:
-    sock = socket.socket(_AF[family], _KIND[listener.protocol])
+    sock = sockets.make(family, listener.protocol)
     try:
         sock.setblocking(False)
         if family is Family.IPV6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if listener.protocol is Protocol.TCP:
+        if listener.protocol in sockets.STREAMS:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((listener.address or _ANY[family], listener.port))
-        if listener.protocol is Protocol.TCP:
+        if listener.protocol in sockets.STREAMS:
             sock.listen(_BACKLOG)
     except BaseException:
         sock.close()

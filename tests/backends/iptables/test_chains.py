@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kproxy.backends.iptables import chains
+from kproxy.backends.iptables.layout import LAYOUT
 from kproxy.backends.xtables.rules import Jump, Table
 from kproxy.core.objects import PortName, Protocol
 
@@ -47,7 +48,7 @@ def test_names_fit_the_kernel() -> None:
     """The kernel takes 28 characters."""
     longest = max(len(prefix) for prefix in chains.SERVICE_PREFIXES) + 16
     assert longest <= 28
-    assert all(len(chain) <= 28 for own in chains.OWN.values() for chain in own)
+    assert all(len(chain) <= 28 for own in LAYOUT.own.values() for chain in own)
 
 
 def test_every_chain_of_ours_that_needs_it_is_reached() -> None:
@@ -56,7 +57,7 @@ def test_every_chain_of_ours_that_needs_it_is_reached() -> None:
         (rule.table, rule.target.chain) for rule in chains.JUMPS if isinstance(rule.target, Jump)
     }
     elsewhere = {(Table.NAT, chains.NODE_PORTS), (Table.NAT, chains.MARK_MASQ)}
-    own = {(table, chain) for table, names in chains.OWN.items() for chain in names}
+    own = {(table, chain) for table, names in LAYOUT.own.items() for chain in names}
     canaries = {(table, chains.CANARY) for table in Table}
     assert own - reached == elsewhere | canaries
     assert reached - own == {(Table.FILTER, chains.KUBELET_FIREWALL)}

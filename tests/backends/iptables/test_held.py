@@ -10,10 +10,11 @@ from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.diff import Patch
 from kproxy.backends.iptables.held import Held
 from kproxy.backends.iptables.host import Machine
-from kproxy.backends.iptables.script import NFT_CHAINS_PER_CALL, NFT_SERVICES_PER_CALL
+from kproxy.backends.iptables.script import NFT_SERVICES_PER_CALL
 from kproxy.backends.syncer import Syncer
 from kproxy.backends.xtables.rules import Table
 from kproxy.backends.xtables.saved import parse, target_of
+from kproxy.backends.xtables.script import NFT_CHAINS_PER_CALL
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.snapshot import Snapshot
 from kproxy.errors import ApplyError

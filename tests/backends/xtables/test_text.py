@@ -18,6 +18,7 @@ from kproxy.backends.xtables.rules import (
     Return,
     Rule,
     SetMark,
+    SetMatch,
     Table,
     Target,
 )
@@ -112,13 +113,42 @@ SHAPES: list[tuple[Family, Rule, str]] = [
     ),
     (
         V4,
-        Rule(FILTER, "A", Drop(), ctstate=("INVALID",), source_set="KP-4"),
+        Rule(FILTER, "A", Drop(), ctstate=("INVALID",), sets=(SetMatch("KP-4", ("src", "src")),)),
         "-A A -m conntrack --ctstate INVALID -m set --match-set KP-4 src,src -j DROP",
     ),
     (
         V6,
-        Rule(FILTER, "A", Drop(), ctstate=("INVALID",), source_set="KP-6"),
+        Rule(FILTER, "A", Drop(), ctstate=("INVALID",), sets=(SetMatch("KP-6", ("src", "src")),)),
         "-A A -m conntrack --ctstate INVALID -m set --match-set KP-6 src,src -j DROP",
+    ),
+    (
+        V4,
+        Rule(
+            NAT,
+            "A",
+            Return(),
+            protocol="sctp",
+            source="10.0.0.0/8",
+            sets=(SetMatch("KP-1", ("dst", "dst", "src")), SetMatch("KP-2", ("src",), True)),
+            source_local=True,
+            negated=("source_local",),
+        ),
+        (
+            "-A A -s 10.0.0.0/8 -p sctp -m set --match-set KP-1 dst,dst,src "
+            "-m set ! --match-set KP-2 src -m addrtype ! --src-type LOCAL -m sctp -j RETURN"
+        ),
+    ),
+    (
+        V6,
+        Rule(
+            NAT,
+            "A",
+            Jump("B"),
+            sets=(SetMatch("KP-6", ("dst", "dst")),),
+            destination_local=True,
+            negated=("destination_local",),
+        ),
+        "-A A -m set --match-set KP-6 dst,dst -m addrtype ! --dst-type LOCAL -j B",
     ),
     (
         V4,

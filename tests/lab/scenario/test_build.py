@@ -5,12 +5,13 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
+from msgspec import structs
 
 from kproxy.core.objects import Family, Protocol
 from kproxy.lab.network import MAX_INTERFACE_NAME, RouteKind
 from kproxy.lab.plan import plan
 from kproxy.lab.scenario.build import NODE, NODE2, OTHERS, OUTSIDE, WORLD, build, node_spots
-from kproxy.lab.scenario.schema import Scenario, parse
+from kproxy.lab.scenario.schema import Expect, Scenario, SenderKind, parse
 
 TEXT = """
 name: everything
@@ -85,7 +86,7 @@ def test_every_address_has_a_home() -> None:
 
 
 def test_endpoints_answer_all_their_ports_of_all_steps() -> None:
-    """Ports of every slice of every step; the node's own address too; SCTP has no listener."""
+    """Ports of every slice of every step, of all protocols; the node's own address too."""
     layout = build(scenario(), "t")
     found = {
         (listener.address, listener.port, listener.protocol)
@@ -96,7 +97,7 @@ def test_endpoints_answer_all_their_ports_of_all_steps() -> None:
         assert {(address, 8080, Protocol.TCP), (address, 53, Protocol.UDP)} <= found
     assert ("10.1.1.1", 8081, Protocol.TCP) in found
     assert ("10.1.2.1", 1, Protocol.TCP) in found
-    assert not any(protocol is Protocol.SCTP for _, _, protocol in found)
+    assert any(protocol is Protocol.SCTP for _, _, protocol in found)
 
 
 def test_the_world_answers_every_port_in_use() -> None:
@@ -174,13 +175,36 @@ def test_nothing_is_named_twice() -> None:
 
 
 def test_listeners_of_the_node_stand_where_flows_go() -> None:
-    """Only on the node's own and loopback addresses, and only on ports that flows use."""
+    """On the node's own and loopback addresses, on every address for those to a service address,
+    and only on ports that flows use."""
     case = scenario()
     assert node_spots(case, case.flows) == (
+        ("", 80, Protocol.TCP),
         ("127.0.0.1", 30080, Protocol.TCP),
         ("192.168.0.2", 81, Protocol.UDP),
         ("192.168.0.2", 30080, Protocol.TCP),
     )
+
+
+def test_no_trap_where_endpoints_are_expected() -> None:
+    """A daemon that listens everywhere stands only where it must not be reached."""
+    case = scenario()
+    refused = next(flow for flow in case.flows if flow.to == "172.30.0.1")
+    served = structs.replace(refused, expect=Expect(endpoints=("10.1.0.1:8080",)))
+    assert node_spots(case, [served]) == ()
+    assert node_spots(case, [served, refused]) == (("", 80, Protocol.TCP),)
+
+
+def test_the_node_may_leave_its_source_to_the_kernel() -> None:
+    """Such a flow is the node's, and nobody gets the address that is none."""
+    case = scenario()
+    flows = tuple(
+        structs.replace(case.flows[0], source=source, from_kind=SenderKind.NODE)
+        for source in ("0.0.0.0", "::")
+    )
+    layout = build(structs.replace(case, flows=flows), "t")
+    assert [layout.sender(flow) for flow in flows] == [NODE, NODE]
+    assert not {"0.0.0.0", "::"} & layout.homes.keys()
 
 
 def test_both_families_reach_the_world() -> None:

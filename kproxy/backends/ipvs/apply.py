@@ -1,0 +1,252 @@
+"""IPVS mode: the backend that programs virtual servers, and the sets and rules around them.
+
+The order of a change keeps what is half-made out of reach: sets and their members, rules, servers
+with their real ones, and only then the addresses that lead to them; what goes, goes the other way
+round. A service port that the kernel refuses is told by name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+
+from kproxy import logs
+from kproxy.backends.base import Applied
+from kproxy.backends.ipvs import host, refusal, sets, sysctls
+from kproxy.backends.ipvs.chains import LAYOUT
+from kproxy.backends.ipvs.cleanup import clean
+from kproxy.backends.ipvs.diff import Leaving, Patch, diff, leaving
+from kproxy.backends.ipvs.door import Door, KernelDoor
+from kproxy.backends.ipvs.drain import Drain, pause
+from kproxy.backends.ipvs.fixed import Context
+from kproxy.backends.ipvs.held import Held, settled
+from kproxy.backends.ipvs.host import Machine
+from kproxy.backends.ipvs.render import Desired, render
+from kproxy.backends.xtables import ruleset
+from kproxy.backends.xtables.door import tool
+from kproxy.backends.xtables.saved import parse
+from kproxy.backends.xtables.script import Tally, chunks
+from kproxy.backends.xtables.variant import Variant
+from kproxy.core.objects import Family, PortName
+from kproxy.core.servers import Order, Verb
+from kproxy.core.snapshot import Snapshot
+from kproxy.errors import CommandError, KernelError, MemberError
+from kproxy.kernel import command
+from kproxy.kernel.ipset import Change
+from kproxy.kernel.ipvs import Timeouts
+
+_log = logs.get("ipvs")
+
+
+class IpvsBackend:
+    """One family, in the network namespace of the calling thread.
+
+    ``variant`` is that of the iptables tools. ``door`` and ``machine`` stand for the kernel; left
+    out, they are the host's own. ``scheduler`` is the one that :meth:`probe` tries.
+    """
+
+    mode = "ipvs"
+
+    def __init__(
+        self,
+        family: Family,
+        variant: Variant | str,
+        *,
+        scheduler: str = "rr",
+        door: Door | None = None,
+        machine: Machine | None = None,
+    ) -> None:
+        self.family = family
+        self.variant = Variant(variant)
+        self.door: Door = KernelDoor(family, self.variant) if door is None else door
+        self._scheduler = scheduler
+        self._machine = machine
+        self._drain = Drain()
+        self._desired: Desired | None = None
+        #: What was read and not yet looked through for what drains.
+        self._found: Held | None = None
+        self._told = ""
+
+    @property
+    def machine(self) -> Machine:
+        if self._machine is None:
+            self._machine = host.machine(self.family, self.variant)
+        return self._machine
+
+    def probe(self) -> None:
+        host.probe(self.family, self.variant, self._scheduler)
+
+    def render(self, snapshot: Snapshot, previous: Desired | None) -> Desired:
+        machine = self.machine
+        context = Context(
+            self.family,
+            snapshot.settings,
+            random_fully=machine.random_fully,
+            drop_invalid=machine.drop_invalid,
+        )
+        self._desired = render(snapshot, context, machine.kernel, previous)
+        return self._desired
+
+    def read(self) -> Held:
+        door = self.door
+        found = Held(
+            servers=door.servers().servers,
+            sets=door.read_sets(sets.kinds(self.family)),
+            addresses=door.addresses(),
+            rules=ruleset.read(parse(door.save()), LAYOUT, self.family),
+            sysctls={name: door.sysctl(name) for name in sysctls.NAMES},
+            timeouts=door.timeouts(),
+        )
+        self._found = found
+        return found
+
+    def settled(self, desired: Desired) -> Held:
+        return settled(desired)
+
+    def diff(self, desired: Desired, actual: Held) -> Patch | None:
+        return diff(desired, actual)
+
+    def touched(self, patch: Patch) -> Iterator[PortName]:
+        return patch.ports()
+
+    # --- a change ------------------------------------------------------------------------------
+
+    def apply(self, patch: Patch) -> Applied:
+        """Bring a patch about.
+
+        ContentError names the service ports of which the kernel refused something. What comes
+        later in the order is not in force then: new servers stand, but no address leads to them;
+        nothing that goes is gone. A member that is refused stops the change before any server is
+        touched.
+        """
+        self._adopt(patch.desired)
+        self._set_sysctls(patch)
+        door, counter = self.door, Tally()
+        self._put_members(patch)
+        if patch.rules:
+            try:
+                door.restore(chunks(counter.count(ruleset.call(patch.rules))))
+            except CommandError as error:
+                raise refusal.of_rules(error) from error
+        self._order(patch)
+        # An empty set of addresses is still to have its device: rules and cleanup know it by that.
+        if patch.bound or patch.device:
+            refusal.raise_for_addresses(door.bind(patch.bound), patch)
+        if patch.unbound:
+            refusal.raise_for_addresses(door.unbind(patch.unbound), patch)
+        self._remove(patch)
+        gone = [
+            Change(each.name, each.kind, gone=each.gone)
+            for each in reversed(patch.sets)
+            if each.gone
+        ]
+        if gone:
+            door.change_sets(gone)
+        return Applied(
+            full=patch.full,
+            written=_size(patch) + counter.tables.total(),
+            tables=tuple(sorted(counter.tables.items())),
+            transactions=counter.commits,
+        )
+
+    def _put_members(self, patch: Patch) -> None:
+        made = {each.name: each.kind for each in patch.sets if each.make}
+        if made:
+            self.door.make_sets(made)
+        added = [Change(each.name, each.kind, each.added) for each in patch.sets if each.added]
+        if not added:
+            return
+        try:
+            self.door.change_sets(added)
+        except MemberError as error:
+            raise refusal.of_member(error, patch) from error
+
+    def _order(self, patch: Patch) -> None:
+        """Servers and real ones that come or change, and those that are let go."""
+        if len(self._drain):
+            self._drain.forget((order.server, order.real) for order in patch.orders if order.real)
+        quiet = [Order(Verb.SET_REAL, server, real, weight=0) for server, real in patch.let_go]
+        refused = self.door.send([*patch.orders, *quiet])
+        self._drain.let_go(patch.let_go, time.monotonic())
+        # An endpoint that returns while it drains is still there, with weight 0.
+        again = [
+            each.order._replace(verb=Verb.SET_REAL) for each in refused if refusal.returns(each)
+        ]
+        others = [each for each in refused if not refusal.returns(each)]
+        if again:
+            others += self.door.send(again)
+        refusal.raise_for_servers(others, patch)
+
+    def _remove(self, patch: Patch) -> None:
+        if patch.removals:
+            refusal.raise_for_servers(self.door.send(patch.removals), patch)
+            self._drain.forget_servers(order.server for order in patch.removals)
+
+    def _set_sysctls(self, patch: Patch) -> None:
+        """Before anything else: without them IPVS's connections are not masqueraded. One that
+        cannot be set is told; a node that serves nearly right is better than none."""
+        trouble = []
+        for name, value in patch.sysctls:
+            try:
+                self.door.set_sysctl(name, value)
+            except KernelError as refused:
+                trouble.append(str(refused))
+        try:
+            if patch.timeouts:
+                self.door.set_timeouts(Timeouts(*patch.timeouts))
+        except KernelError as refused:
+            trouble.append(str(refused))
+        said = "; ".join(trouble)
+        if said and said != self._told:
+            _log.warning("left as it is", family=int(self.family), why=said)
+        self._told = said
+
+    # --- what goes on by itself ----------------------------------------------------------------
+
+    def tend(self) -> float | None:
+        """Take away real servers that have drained; see :class:`kproxy.backends.base.Tending`."""
+        if self._desired is None:
+            return None
+        self._adopt(self._desired)
+        drain = self._drain
+        if not len(drain):
+            return None
+        begun = time.monotonic()
+        patience = self._desired.snapshot.settings.ipvs.drain_seconds
+        verdict = drain.judge(self.door.reals(drain.servers), begun, patience)
+        if verdict.delete:
+            self._delete(verdict.delete)
+        return pause(time.monotonic() - begun) if len(drain) else None
+
+    def _delete(self, drained: Collection[Leaving]) -> None:
+        orders = [Order(Verb.REMOVE_REAL, server, real) for server, real in drained]
+        refusal.raise_for_servers(self.door.send(orders), None)
+        self._drain.forget(drained)
+        _log.detail("endpoints have drained", family=int(self.family), count=len(drained))
+
+    def _adopt(self, desired: Desired) -> None:
+        """What the kernel was found to hold at weight 0 drains, whoever began that."""
+        if self._found is not None:
+            self._drain.found(leaving(desired, self._found), time.monotonic())
+            self._found = None
+
+    # --- the end -------------------------------------------------------------------------------
+
+    def cleanup(self) -> None:
+        """Everything of ours, with rules in either variant; other programs' servers stay."""
+        self._drain = Drain()
+        other = Variant.LEGACY if self.variant is Variant.NFT else Variant.NFT
+        if isinstance(self.door, KernelDoor) and command.find(tool(self.family, other)) is not None:
+            clean(
+                KernelDoor(self.family, other, records=self.door.records), self.family, other,
+                rules_only=True,
+            )  # fmt: skip
+        clean(self.door, self.family, self.variant)
+        self.door.forget_sysctls()
+
+
+def _size(patch: Patch) -> int:
+    """Orders, members and addresses that were written."""
+    members = sum(len(each.added) + len(each.gone) for each in patch.sets)
+    orders = len(patch.orders) + len(patch.let_go) + len(patch.removals)
+    return members + orders + len(patch.bound) + len(patch.unbound)

@@ -1,0 +1,168 @@
+"""What this host's kernel has for IPVS mode, and which iptables tools work beside it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from kproxy.backends.ipvs.plan import server_key
+from kproxy.backends.ipvs.sets import kinds
+from kproxy.backends.ipvs.sysctls import KernelVersion
+from kproxy.backends.xtables.door import tool
+from kproxy.backends.xtables.host import (
+    Feature,
+    asks_sets,
+    detect_variant,
+    lacking,
+    require,
+    version,
+)
+from kproxy.backends.xtables.rules import Table
+from kproxy.backends.xtables.variant import Variant
+from kproxy.core.objects import Family, Protocol, Value
+from kproxy.core.servers import Order, Scheduling, Verb
+from kproxy.errors import MachineError, NetlinkError
+from kproxy.kernel import command, dummy, netns, sysctl
+from kproxy.kernel.ipset import KINDS, IpSets
+from kproxy.kernel.ipvs import Ipvs, told
+
+_BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
+
+#: MASQUERADE --random-fully, and restore's own -w, came with this version.
+_RANDOM_FULLY_SINCE = (1, 6, 2)
+
+#: What to do on a machine whose kernel cannot.
+_ELSEWHERE = (
+    "or run it in user-mode Linux: kproxy lab up --kernel uml, kproxy scenario run --kernel uml"
+)
+
+
+class Machine(Value, frozen=True):
+    """What the rules and the sysctls have to know of the host."""
+
+    random_fully: bool = True
+    drop_invalid: bool = True
+    kernel: KernelVersion = (6, 1)
+
+
+def machine(family: Family, variant: Variant) -> Machine:
+    """Asks the tool and the kernel for their versions, and this namespace for its sysctls."""
+    return Machine(
+        random_fully=version(family, variant) >= _RANDOM_FULLY_SINCE,
+        # As in iptables mode: with tcp_be_liberal INVALID packets are better let through.
+        drop_invalid=sysctl.read(_BE_LIBERAL) in (None, "0"),
+        kernel=kernel_version(os.uname().release),
+    )
+
+
+def kernel_version(release: str) -> KernelVersion:
+    """(6, 1) of ``6.1.176-something``. MachineError when that is no version."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if found is None:
+        raise MachineError(f"the kernel does not say its version: {release!r}")
+    return int(found[1]), int(found[2])
+
+
+_COMMENT = '-m comment --comment "kproxy probe"'
+_REJECT = {Family.IPV4: "ipt_REJECT", Family.IPV6: "ip6t_REJECT"}
+
+
+def features(family: Family) -> tuple[Feature, ...]:
+    """Everything that the rules beside the virtual servers are made of, but for sets."""
+    rows = (
+        ("comments", Table.NAT, _COMMENT, "xt_comment", "NETFILTER_XT_MATCH_COMMENT"),
+        (
+            "node ports",
+            Table.NAT,
+            "-m addrtype --dst-type LOCAL",
+            "xt_addrtype",
+            "NETFILTER_XT_MATCH_ADDRTYPE",
+        ),
+        ("masquerading", Table.NAT, "-j MASQUERADE", "xt_MASQUERADE", "IP_NF_TARGET_MASQUERADE"),
+        ("marks", Table.NAT, "-j MARK --set-xmark 0x1/0x1", "xt_MARK", "NETFILTER_XT_MARK"),
+        ("mark matches", Table.FILTER, "-m mark --mark 0x1/0x1", "xt_mark", "NETFILTER_XT_MARK"),
+        (
+            "connection states",
+            Table.FILTER,
+            "-m conntrack --ctstate NEW",
+            "xt_conntrack",
+            "NETFILTER_XT_MATCH_CONNTRACK",
+        ),
+        ("refusals", Table.FILTER, "-j REJECT", _REJECT[family], "IP_NF_TARGET_REJECT"),
+        ("drops of the node's own", Table.MANGLE, "-j DROP", "iptable_mangle", "IP_NF_MANGLE"),
+    )
+    return tuple(Feature(*row) for row in rows)
+
+
+def working_variant() -> Variant:
+    """The iptables variant that this host uses, if it works here, else the other if that does.
+
+    A kernel may lack either: the one of user-mode Linux has no nat in nf_tables. Where neither
+    works it is the host's, whose lack :func:`probe` then explains.
+    """
+    used = detect_variant()
+    other = Variant.LEGACY if used is Variant.NFT else Variant.NFT
+    return used if _works(used) or not _works(other) else other
+
+
+def _works(variant: Variant) -> bool:
+    """In one family: a kernel that does not have the other one still serves this one."""
+    if command.find(tool(Family.IPV4, variant, "restore")) is None:
+        return False
+    return not lacking(Family.IPV4, variant, features(Family.IPV4))
+
+
+def probe(family: Family, variant: Variant, scheduler: str) -> None:
+    """MachineError that names what is missing and what would give it.
+
+    All of it is tried in a scratch namespace: nothing of the host is touched.
+    """
+    with netns.fresh():
+        _try("virtual servers", ("ip_vs", f"ip_vs_{scheduler}"), lambda: _serve(family, scheduler))
+        _try("dummy devices", ("dummy",), dummy.ensure)
+        for kind in dict.fromkeys(kinds(family).values()):
+            _try(f"sets of type {kind}", (KINDS[kind].module,), partial(_make, family, kind))
+    require("ipvs", family, variant, features(family))
+    if not asks_sets(family, variant):
+        raise _lacking("rules that ask sets", ("xt_set",), "the tools or the kernel lack the match")
+
+
+#: Virtual servers of this address and port serve nobody: the range is for documentation (RFC 5737),
+#: and for the other family (RFC 3849).
+_TRIAL = {
+    Family.IPV4: server_key("198.51.100.0", 20000, Protocol.TCP),
+    Family.IPV6: server_key("2001:db8::", 20000, Protocol.TCP),
+}
+
+
+def _serve(family: Family, scheduler: str) -> None:
+    """A virtual server with the scheduler that is wanted."""
+    with Ipvs(family) as ipvs:
+        order = Order(Verb.ADD_SERVER, _TRIAL[family], scheduling=Scheduling(scheduler))
+        for refused in ipvs.send([order]):
+            no_scheduler = refused.errno == errno.ENOENT
+            what = f"there is no scheduler {scheduler}" if no_scheduler else told(refused)
+            raise NetlinkError(what, refused.errno)
+
+
+def _make(family: Family, kind: str) -> None:
+    with IpSets(family) as sets:
+        sets.create("KP", kind)
+        sets.destroy("KP")
+
+
+def _try(what: str, modules: Sequence[str], attempt: Callable[[], object]) -> None:
+    try:
+        attempt()
+    except NetlinkError as refused:
+        raise _lacking(what, modules, refused.what) from refused
+
+
+def _lacking(what: str, modules: Sequence[str], why: str) -> MachineError:
+    return MachineError(
+        f"ipvs cannot do {what}: {why}",
+        hint=f"try: modprobe -a {' '.join(modules)}, {_ELSEWHERE}",
+    )

@@ -1,0 +1,209 @@
+"""Notices when others change what IPVS mode wrote: rules, sets, virtual servers, the dummy device.
+
+Rules and addresses are told of, or cost nothing to look at. Nobody tells of virtual servers and
+sets: they are listed and compared, twice a second as long as that is cheap. A listing takes time
+with the number of endpoints, so that the next one waits a hundred times as long as the last one
+took: a watch never costs more than a hundredth of a core.
+
+What we write ourselves becomes what should be there. Of sets only kind and size are compared, and a
+listing that is dear is not made in the middle of syncs but when it is due again: what others do in
+between is found by the next sync that reads the kernel.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
+from ipaddress import ip_network
+from typing import Generic, TypeVar
+
+from kproxy.backends.ipvs import sets
+from kproxy.backends.ipvs.chains import LAYOUT
+from kproxy.backends.ipvs.essence import Ranges, differing, essence
+from kproxy.backends.xtables import watch as rules
+from kproxy.backends.xtables.variant import Variant
+from kproxy.core.objects import Family
+from kproxy.kernel import dummy
+from kproxy.kernel.device_notices import DeviceNotices
+from kproxy.kernel.ipset import IpSets
+from kproxy.kernel.ipvs import Ipvs
+from kproxy.kernel.timer import Ticker
+
+#: Seconds between two looks at what is cheap.
+PERIOD = 0.5
+
+#: What is dear waits this many times as long as it took.
+PATIENCE = 100
+
+#: Seconds of a core that a sync may spend on learning what it has just made. What others change
+#: between a sync and the first look after it would else be taken for its work.
+CHEAP = 0.01
+
+State = TypeVar("State")
+
+#: Name -> (kind, number of members); absent: there is no such set.
+Sizes = dict[str, tuple[str, int]]
+
+
+def clocks() -> tuple[float, float]:
+    """Seconds of this thread and of the world. The lesser of the two intervals is what a piece of
+    work took: the first may tick every 10 ms only (without CONFIG_VIRT_CPU_ACCOUNTING, as in
+    user-mode Linux), the second runs on while others have the core."""
+    return time.thread_time(), time.perf_counter()
+
+
+def watch(variant: Variant, families: Iterable[Family], spared: Iterable[str] = ()) -> IpvsWatch:
+    """In the namespace of the calling thread. ``variant`` is that of the rules; virtual servers in
+    the ranges ``spared`` are somebody else's."""
+    return IpvsWatch(variant, tuple(families), spared)
+
+
+class Listing(Generic[State]):
+    """Something that has to be listed to know whether it is as it was.
+
+    ``tell(known, now)`` says what is different, "" when that is nobody's business. ``clocks`` count
+    the seconds of a core that a listing takes; see :func:`clocks`.
+    """
+
+    def __init__(
+        self,
+        take: Callable[[], State],
+        tell: Callable[[State, State], str],
+        clocks: Callable[[], tuple[float, ...]] = clocks,
+    ) -> None:
+        self._take, self._tell, self._clocks = take, tell, clocks
+        self._known: State | None = None
+        self._last: tuple[float, ...] = ()
+        self._due = 0.0
+
+    @property
+    def _cost(self) -> float:
+        return min(self._last, default=0.0)
+
+    def look(self, now: float) -> str:
+        """What is different from what it should be; nothing before the next look is due."""
+        if now < self._due:
+            return ""
+        state = self._listed(now)
+        said = "" if self._known is None else self._tell(self._known, state)
+        if not said:
+            self._known = state
+        return said
+
+    def settle(self, now: float) -> None:
+        """What is there now is as it should be."""
+        self._known = self._listed(now) if self._cost <= CHEAP else None
+
+    def _listed(self, now: float) -> State:
+        begun = self._clocks()
+        state = self._take()
+        cost = min(ended - started for ended, started in zip(self._clocks(), begun, strict=True))
+        # One that took long among others that did not was held up by something else.
+        self._last = (*self._last[-2:], cost)
+        wait = PATIENCE * self._cost
+        # What is cheap is due at every tick, whenever exactly that comes.
+        self._due = now + wait if wait > PERIOD else 0.0
+        return state
+
+
+class IpvsWatch:
+    """See :class:`kproxy.backends.base.Watch`.
+
+    ``transactions`` of :meth:`resume` are those of the iptables tables: of everything else it is
+    not known what we wrote.
+    """
+
+    def __init__(
+        self, variant: Variant, families: tuple[Family, ...], spared: Iterable[str]
+    ) -> None:
+        self._rules = rules.watch(variant, families, LAYOUT)
+        self._notices = DeviceNotices(dummy.NAME)
+        self._ticker = Ticker(PERIOD)
+        self._doors = ExitStack()
+        self._sets = {family: self._doors.enter_context(IpSets(family)) for family in families}
+        self._servers = self._doors.enter_context(Ipvs(families[0]))
+        ranges: Ranges = tuple(ip_network(text) for text in spared)
+        self._listings = (
+            Listing(
+                lambda: essence(self._servers.listing()),
+                partial(_other_servers, families=frozenset(families), spared=ranges),
+            ),
+            Listing(self._sizes, _other_sizes),
+        )
+        self._paused = False
+        #: Looks come from the loop, writes from the thread that syncs.
+        self._lock = threading.Lock()
+        self._epoll = select.epoll()
+        for each in (self._rules, self._notices, self._ticker):
+            self._epoll.register(each.fileno(), select.EPOLLIN)
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def look(self) -> str:
+        with self._lock:
+            return self._look()
+
+    def pause(self) -> str:
+        with self._lock:
+            noticed = self._look()
+            noticed = self._rules.pause() or noticed
+            # A sync binds addresses by the thousand, and each is told of.
+            self._epoll.unregister(self._notices.fileno())
+            self._paused = True
+            return noticed
+
+    def resume(self, transactions: int | None) -> str:
+        with self._lock:
+            noticed = self._rules.resume(transactions)
+            now = time.monotonic()
+            for listing in self._listings:
+                listing.settle(now)
+            self._notices.settle()
+            self._epoll.register(self._notices.fileno(), select.EPOLLIN)
+            self._paused = False
+            return noticed
+
+    def close(self) -> None:
+        self._epoll.close()
+        self._rules.close()
+        self._notices.close()
+        self._ticker.close()
+        self._doors.close()
+
+    def _look(self) -> str:
+        self._ticker.drain()
+        noticed = self._rules.look()
+        if self._paused:
+            return ""
+        noticed = self._notices.drain() or noticed
+        now = time.monotonic()
+        for listing in self._listings:
+            noticed = noticed or listing.look(now)
+        return noticed
+
+    def _sizes(self) -> Sizes:
+        found: Sizes = {}
+        for family, door in self._sets.items():
+            heads = door.heads()
+            for name in sets.kinds(family):
+                if (head := heads.get(name)) is not None:
+                    found[name] = head.kind, head.elements
+        return found
+
+
+def _other_sizes(known: Sizes, now: Sizes) -> str:
+    other = [name for name in sorted(known.keys() | now.keys()) if known.get(name) != now.get(name)]
+    return f"another size of set {', '.join(other)}" if other else ""
+
+
+def _other_servers(known: bytes, now: bytes, families: frozenset[Family], spared: Ranges) -> str:
+    if known == now:
+        return ""
+    other = differing(known, now, families, spared)
+    more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+    return f"virtual server {other[0]}{more} changed" if other else ""

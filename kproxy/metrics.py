@@ -27,12 +27,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from kproxy import __version__
+from kproxy import __version__, logs
 from kproxy.backends import registry as modes
+from kproxy.backends.iptables.counters import INVALID_DROPPED, LOCALHOST_ACCEPTED
 from kproxy.core.objects import Family, TrafficPolicy
 from kproxy.core.snapshot import Snapshot
+from kproxy.errors import KernelError
 from kproxy.health.monitor import Watched
+from kproxy.kernel.nfacct import Counters
 from kproxy.proxy import SyncRecord
+
+_log = logs.get("metrics")
 
 PREFIX = "kubeproxy_"
 
@@ -88,6 +93,14 @@ EVENTS: tuple[Event, ...] = (
 OWN: tuple[Event, ...] = (
     Event("kproxy_foreign_changes_total", Counter,
           "Syncs that found rules changed by others, and mended them"),
+)  # fmt: skip
+
+#: What the kernel counts where it can, in iptables mode: (its counter, metric, help).
+COUNTED = (
+    (INVALID_DROPPED, "iptables_ct_state_invalid_dropped_packets",
+     "Packets of endpoints that conntrack could not place, dropped when forwarded"),
+    (LOCALHOST_ACCEPTED, "iptables_localhost_nodeports_accepted_packets",
+     "Connections to node ports on 127.0.0.0/8"),
 )  # fmt: skip
 
 _CODES = ("200", "503")
@@ -189,6 +202,8 @@ class _States(Collector):
         yield _no_local_endpoints([plan for plan, _ in plans])
         if self._watched.mode in _IPTABLES:
             yield self._rules(plans)
+        if self._watched.mode == "iptables":
+            yield from _counted()
         yield GaugeMetricFamily(
             "kproxy_refused_objects",
             "Objects, and members of objects, that are left out",
@@ -215,6 +230,20 @@ class _States(Collector):
             for table, count in modes.counts(self._watched.mode, desired).items():
                 metric.add_metric((table, _label(plan.family)), count)
         return metric
+
+
+def _counted() -> Iterator[Metric]:
+    """Of the network namespace of the calling thread: threads are born in the daemon's. Where no
+    rule can count there is no counter, and no metric."""
+    try:
+        with Counters() as counters:
+            found = counters.all()
+    except KernelError as refused:
+        _log.warning("no metrics of what the kernel counts", why=refused)
+        return
+    for counter, name, help_ in COUNTED:
+        if counter in found:
+            yield CounterMetricFamily(f"{PREFIX}{name}", help_, value=found[counter].packets)
 
 
 def _no_local_endpoints(plans: list[Snapshot]) -> Metric:

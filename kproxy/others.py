@@ -20,10 +20,13 @@ _log = logs.get("others")
 class Others:
     """For the families that are served, in the namespace of the thread that makes it.
 
-    ``noticed`` is what others did during the last sync, "" for nothing.
+    ``noticed`` is what others did during the last sync, "" for nothing. ``spared`` are ranges in
+    which virtual servers are somebody else's.
     """
 
-    def __init__(self, choice: registry.Choice, families: Sequence[Family]) -> None:
+    def __init__(
+        self, choice: registry.Choice, families: Sequence[Family], spared: Sequence[str] = ()
+    ) -> None:
         self.noticed = ""
         self._choice = choice
         self._families = families
@@ -33,7 +36,7 @@ class Others:
         self._trouble = ""
         self._watch: Watch | None = None
         try:
-            self._watch = registry.watch(choice, families)
+            self._watch = registry.watch(choice, families, spared)
         except (KernelError, OSError) as failed:
             self._blind(failed)
 

@@ -100,7 +100,7 @@ class NodeProxy:
             else:
                 served.append(_FamilyProxy(family, backend))
         self._families, self._skipped = tuple(served), tuple(skipped)
-        self.others = Others(self.choice, self.served)
+        self.others = Others(self.choice, self.served, self._config.ipvs.exclude_cidrs)
 
     def sync(
         self, deltas: Iterable[Delta] = (), *, full: bool = False, moved: bool = False

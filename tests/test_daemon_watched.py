@@ -7,6 +7,10 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kproxy.kernel import netns, sysctl
+from kproxy.kernel import command, netns, sysctl
+from kproxy.kernel.nfacct import Counters
 from tests.test_config import KUBEADM
 from tests.test_daemon import TIMEOUT, Proxy, node, proxy, put, service
 
@@ -59,6 +64,77 @@ def samples(proxy: Proxy) -> dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 def of(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return name, frozenset(labels.items())
+
+
+COUNTED = {
+    "iptables_ct_state_invalid_dropped_packets_total",
+    "iptables_localhost_nodeports_accepted_packets_total",
+}
+STRAY = """
+from scapy.all import IP, TCP, raw
+import socket
+door = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+for port in (8080, 9999):
+    stray = IP(src="10.180.0.1", dst="203.0.113.9") / TCP(sport=port, dport=4000, flags="SA")
+    door.sendto(raw(stray), ("203.0.113.9", 0))
+"""
+
+
+@pytest.mark.parametrize("variant", ["legacy", "nft"])
+def test_the_kernel_counts_for_the_metrics(proxy: Proxy, variant: str) -> None:
+    """A stray packet of an endpoint that is dropped, and a connection to a node port on loopback,
+    each once; neither packets of others nor other ports. Cleanup takes the counters away."""
+    file = proxy.manifests / "web.yaml"
+    put(file, service())
+    with endpoint_beside(proxy) as peer:
+        proxy.start("--iptables-variant", variant)
+        proxy.until_in_force(file)
+        assert counted(proxy) == dict.fromkeys(COUNTED, 0)
+        with netns.entered(peer):
+            subprocess.run([sys.executable, "-c", STRAY], check=True, timeout=TIMEOUT)
+        for port in (30080, 30081):
+            with netns.entered(proxy.namespace):
+                client = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            with client:
+                client.connect_ex(("127.0.0.1", port))
+        assert counted(proxy) == dict.fromkeys(COUNTED, 1)
+        assert proxy.stop() == 0
+        cleaned = proxy.kproxy("cleanup")
+        assert cleaned.returncode == 0, cleaned.stderr
+        with netns.entered(proxy.namespace), Counters() as counters:
+            assert counters.all() == {}
+
+
+def counted(proxy: Proxy) -> dict[str, float]:
+    return {name: value for (name, _), value in samples(proxy).items() if name in COUNTED}
+
+
+@contextmanager
+def endpoint_beside(proxy: Proxy) -> Iterator[str]:
+    """The endpoint of :func:`service` in a namespace of its own, behind a router that is the node;
+    what the node forwards ends there for lack of a neighbour."""
+    name = f"{proxy.namespace}p"
+    netns.create(name)
+    try:
+        with netns.entered(proxy.namespace):
+            sysctl.write("net/ipv4/ip_forward", "1")
+            for argv in (
+                f"link add kp0 type veth peer kp0 netns {name}",
+                "link set kp0 up",
+                "address add 10.180.255.254/16 dev kp0",
+                "route add 203.0.113.0/24 dev br0",
+            ):
+                command.run(["ip", *argv.split()])
+        with netns.entered(name):
+            for argv in (
+                "link set kp0 up",
+                "address add 10.180.0.1/16 dev kp0",
+                "route add default via 10.180.255.254",
+            ):
+                command.run(["ip", *argv.split()])
+        yield name
+    finally:
+        netns.remove(name)
 
 
 def in_node(proxy: Proxy, name: str) -> str | None:

@@ -24,8 +24,8 @@ from tests.factories import make_endpoint, make_port, make_service, make_setting
 FAMILY = frozenset({"ip_family"})
 SYNC_TIMES = [0.001 * 2**k for k in range(15)]
 
-#: kube-proxy's, without its prefix: name -> (type, labels). Those of nftables mode and those that
-#: it reads from nfacct objects are left out.
+#: kube-proxy's, without its prefix: name -> (type, labels). Those of nftables mode are left
+#: out, and those that the kernel counts: they are there when its counters are.
 KUBE_PROXY: dict[str, tuple[str, frozenset[str]]] = {
     "sync_proxy_rules_duration_seconds": ("histogram", FAMILY),
     "sync_full_proxy_rules_duration_seconds": ("histogram", FAMILY),

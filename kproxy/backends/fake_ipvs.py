@@ -34,7 +34,8 @@ class FakeIpvs(FakeIptables):
     """One family of one network namespace.
 
     ``ipvs`` are the virtual servers, ``device`` the addresses of the dummy device (None: there is
-    none), ``spoilt`` server keys of which the kernel takes nothing, with the errno that it says.
+    none), ``spoilt`` server keys of which the kernel takes nothing, with the errno that it says,
+    ``spoilt_members`` the same for members of sets.
     """
 
     def __init__(self, family: Family = Family.IPV4) -> None:
@@ -44,6 +45,7 @@ class FakeIpvs(FakeIptables):
         self.ipvs: dict[bytes, HeldServer] = {}
         self.device: set[str] | None = None
         self.spoilt: dict[bytes, int] = {}
+        self.spoilt_members: dict[bytes, int] = {}
         self.idle = Timeouts()
         self.sysctls = dict.fromkeys(NAMES, "0")
 
@@ -79,9 +81,9 @@ class FakeIpvs(FakeIptables):
         kind = self.kinds[name]
         if len(member) != sum(size_of(part, self.family) for part in LAYOUTS[kind]):
             raise MemberError("no member of that set", errno.EINVAL, set_name=name, member=member)
-        if member in self.spoilt:
+        if member in self.spoilt_members:
             what = f"cannot add {told(kind, self.family, member)}: set {name}"
-            raise MemberError(what, self.spoilt[member], set_name=name, member=member)
+            raise MemberError(what, self.spoilt_members[member], set_name=name, member=member)
 
     # --- servers -------------------------------------------------------------------------------
 

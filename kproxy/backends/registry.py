@@ -29,7 +29,7 @@ class Built(Value, frozen=True):
     ``make(family, variant, asked)`` gives its backend; ``asked`` is what the operator wants of ipvs
     mode. ``detect()`` is the variant that this host uses, and ``text(snapshot, variant)`` its rules
     for reading, without a look at any host.
-    ``watch(variant, families)`` notices what others change of it. ``sweep(family, variant,
+    ``watch(variant, families, spared)`` notices what others change of it. ``sweep(family, variant,
     standing)`` takes away what the mode, kube-proxy's too, left in that variant, now that the mode
     ``standing`` serves instead; it returns whether there was anything.
     ``former(actual)`` is what rules found in the kernel do for UDP.
@@ -44,7 +44,7 @@ class Built(Value, frozen=True):
     counts: Callable[[Any], Mapping[str, int]]
     prepare: Callable[[Any, Snapshot], tuple[tuple[str, str], ...]]
     former: Callable[[Any], Former]
-    watch: Callable[[str, Iterable[Family]], Watch]
+    watch: Callable[[str, Iterable[Family], Iterable[str]], Watch]
     sweep: Callable[[Family, str, Choice], bool]
     offered: bool = True
 
@@ -86,7 +86,7 @@ def _iptables_former(actual: Any) -> Former:
     return former(actual)
 
 
-def _iptables_watch(variant: str, families: Iterable[Family]) -> Watch:
+def _iptables_watch(variant: str, families: Iterable[Family], spared: Iterable[str]) -> Watch:
     from kproxy.backends.iptables.watch import watch
     from kproxy.backends.xtables.variant import Variant
 
@@ -142,11 +142,11 @@ def _ipvs_former(actual: Any) -> Former:
     return former(actual)
 
 
-def _ipvs_watch(variant: str, families: Iterable[Family]) -> Watch:
+def _ipvs_watch(variant: str, families: Iterable[Family], spared: Iterable[str]) -> Watch:
     from kproxy.backends.ipvs.watch import watch
     from kproxy.backends.xtables.variant import Variant
 
-    return watch(Variant(variant), families)
+    return watch(Variant(variant), families, spared)
 
 
 def _ipvs_sweep(family: Family, variant: str, standing: Choice) -> bool:
@@ -278,9 +278,10 @@ def create(
     return _BUILT[choice.mode].make(family, resolve(choice).variant, asked)
 
 
-def watch(choice: Choice, families: Iterable[Family]) -> Watch:
-    """Notices what others change, in the calling thread's namespace."""
-    return _BUILT[choice.mode].watch(choice.variant, families)
+def watch(choice: Choice, families: Iterable[Family], spared: Iterable[str] = ()) -> Watch:
+    """Notices what others change, in the calling thread's namespace. ``spared`` are ranges in which
+    virtual servers (ipvs mode) are somebody else's."""
+    return _BUILT[choice.mode].watch(choice.variant, families, spared)
 
 
 def sweep(standing: Choice, families: Iterable[Family]) -> tuple[Choice, ...]:

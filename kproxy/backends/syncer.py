@@ -7,12 +7,14 @@ tried again when their plan changes, and else at the full syncs, ever more rarel
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Generic
 
 import msgspec
 
 from kproxy.backends.base import Actual, Applied, Backend, Desired, Patch
 from kproxy.backends.isolate import isolate
+from kproxy.collector import held_off
 from kproxy.core.objects import PortName, Value
 from kproxy.core.snapshot import PortPlan, Snapshot
 from kproxy.errors import ContentError, KproxyError
@@ -61,6 +63,11 @@ class Syncer(Generic[Desired, Actual, Patch]):
 
     def sync(self, snapshot: Snapshot) -> Applied:
         """Bring the kernel to the Snapshot. On KproxyError the next call starts by reading."""
+        # Everything is read, made and compared then.
+        with held_off() if self._reads else nullcontext():
+            return self._sync(snapshot)
+
+    def _sync(self, snapshot: Snapshot) -> Applied:
         full, self.found = self._reads, None
         known = self._left_out
         out = self._still_out(snapshot, full=full)

@@ -19,7 +19,7 @@ _FAMILIES = {"4": (Family.IPV4,), "6": (Family.IPV6,), "both": tuple(Family)}
 
 
 @click.command()
-@click.option("--mode", default="iptables", help="iptables, iptables-legacy or iptables-nft.")
+@click.option("--mode", default="iptables", help="iptables, iptables-legacy, iptables-nft or ipvs.")
 @click.option("--family", type=click.Choice(tuple(_FAMILIES)), default="both", help="IP family.")
 @click.option("--variant", type=click.Choice(("legacy", "nft")), help="Of iptables mode [nft].")
 @click.option("--config", "config_file", metavar="FILE", help="KubeProxyConfiguration.")
@@ -69,9 +69,11 @@ def _render(
         click.echo(f"kproxy: {notice}", err=True)
     name = node_name(config)
     refusals = [str(refusal) for refusal in source.refusals]
+    node = tracker.node(name)
+    # Without looking at this host: what the Node says stands for the addresses of the namespace.
+    addresses = node.addresses if node is not None else ()
     for family in families:
-        # Without looking at this host: its addresses are no part of the manifests.
-        settings = node_settings(config, tracker.node(name), name, family, ())
+        settings = node_settings(config, node, name, family, addresses)
         snapshot = Planner(family).plan(tracker, settings)
         refusals += map(str, snapshot.conflicts)
         if len(families) > 1:

@@ -13,7 +13,9 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kproxy.core.objects import Family
@@ -59,6 +61,9 @@ _ADDRESS = struct.pack("=HH", 8, IFA_ADDRESS)
 #: nlmsghdr, ifaddrmsg with the head of IFA_LOCAL, address; then the same address as IFA_ADDRESS, or
 #: IFA_FLAGS.
 _V4, _V6 = struct.Struct("=IHHII12s4s4s4s"), struct.Struct("=IHHII12s16s8s")
+
+#: Addresses of the whole length all of them.
+_WHOLE: Mapping[str, int] = MappingProxyType({})
 
 _NO_DAD = attribute(IFA_FLAGS, struct.pack("=I", NO_DAD))
 
@@ -117,7 +122,8 @@ def delete(name: str = NAME) -> bool:
 
 
 def addresses(name: str = NAME, family: Family | None = None) -> frozenset[str] | None:
-    """What is bound to the device, of one family or both; None when there is no such device.
+    """What is bound to the device, of one family or both; None when there is no such device, or
+    only one of another kind: that one's addresses are somebody else's.
 
     An IPv6 address of link scope is the kernel's own and left out.
     """
@@ -126,6 +132,8 @@ def addresses(name: str = NAME, family: Family | None = None) -> frozenset[str] 
         return None
     code = socket.AF_UNSPEC if family is None else _FAMILIES[family]
     with open_channel() as channel:
+        if kind_of(channel, name) != _KIND:
+            return None
         try:
             found = list(list_addresses(channel, code, device))
         except NetlinkError as refused:
@@ -142,23 +150,45 @@ def add(addresses: Iterable[str], name: str = NAME) -> list[RefusedAddress]:
 
     IPv6 without a look for others that have it (nodad): every node of the cluster does.
     """
-    return _change(NEW_ADDRESS, CREATE | EXCLUSIVE, addresses, name, errno.EEXIST)
+    refused = _change(NEW_ADDRESS, CREATE | EXCLUSIVE, addresses, name)
+    return [each for each in refused if each.errno != errno.EEXIST]
 
 
 def remove(addresses: Iterable[str], name: str = NAME) -> list[RefusedAddress]:
-    """Take addresses away; one that is not there is fine."""
-    return _change(DEL_ADDRESS, 0, addresses, name, errno.EADDRNOTAVAIL)
+    """Take addresses away, whatever prefix they have there; one that is not there is fine."""
+    refused = _change(DEL_ADDRESS, 0, addresses, name)
+    missing = [each.address for each in refused if each.errno == errno.EADDRNOTAVAIL]
+    if missing:
+        # Or it is there with another prefix than ours, which somebody else gave it.
+        prefixes = _prefixes(name)
+        there = [text for text in missing if text in prefixes]
+        refused += _change(DEL_ADDRESS, 0, there, name, prefixes)
+    return [each for each in refused if each.errno != errno.EADDRNOTAVAIL]
+
+
+def _prefixes(name: str) -> dict[str, int]:
+    device = index_of(name)
+    with open_channel() as channel:
+        found = list_addresses(channel, device=device) if device else ()
+        return {each.text: each.prefix for each in found}
 
 
 def _change(
-    kind: int, flags: int, addresses: Iterable[str], name: str, fine: int
+    kind: int,
+    flags: int,
+    addresses: Iterable[str],
+    name: str,
+    prefixes: Mapping[str, int] = _WHOLE,
 ) -> list[RefusedAddress]:
+    """All that is refused. ``prefixes`` in bits, of addresses that have not the whole length."""
     device = index_of(name)
     if not device:
         raise NetlinkError(f"there is no device {name}", errno.ENODEV)
 
-    v4, v6 = (ADDRESS_HEAD.pack(code, length, 0, SCOPE_UNIVERSE, device) + _LOCAL[code]
-              for code, length in ((socket.AF_INET, 32), (socket.AF_INET6, 128)))  # fmt: skip
+    @cache
+    def head(code: int, length: int) -> bytes:
+        return ADDRESS_HEAD.pack(code, length, 0, SCOPE_UNIVERSE, device) + _LOCAL[code]
+
     flags |= REQUEST
 
     def pack(some: list[str], first: int) -> list[bytes]:
@@ -166,13 +196,15 @@ def _change(
         for number, text in enumerate(some, first):
             if ":" in text:
                 host = socket.inet_pton(socket.AF_INET6, text)
-                one = _V6.pack(_V6.size, kind, flags, number, 0, v6, host, _NO_DAD)
+                start = head(socket.AF_INET6, prefixes.get(text, 128))
+                one = _V6.pack(_V6.size, kind, flags, number, 0, start, host, _NO_DAD)
             else:
                 host = socket.inet_pton(socket.AF_INET, text)
-                one = _V4.pack(_V4.size, kind, flags, number, 0, v4, host, _ADDRESS, host)
+                start = head(socket.AF_INET, prefixes.get(text, 32))
+                one = _V4.pack(_V4.size, kind, flags, number, 0, start, host, _ADDRESS, host)
             messages.append(one)
         return messages
 
     with open_channel() as channel:
         refused = channel.carry_out(addresses, pack, _LARGEST)
-    return [RefusedAddress(text, code) for text, code in refused if code != fine]
+    return [RefusedAddress(text, code) for text, code in refused]

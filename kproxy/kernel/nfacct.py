@@ -38,6 +38,9 @@ _EXCLUSIVE, _CREATE = 0x200, 0x400
 MAX_NAME = 31
 _RECEIVE = 1 << 16
 
+#: How a kernel says that it has no such part of netlink.
+_ABSENT = (errno.EINVAL, errno.EOPNOTSUPP)
+
 
 class Counted(Value, frozen=True):
     """``packets`` since the counter was made, and how many ``rules`` count with it now."""
@@ -83,16 +86,18 @@ class Counters:
         return True
 
     def all(self) -> dict[str, Counted]:
-        """Every counter by its name, other people's too."""
+        """Every counter by its name, other people's too; none where the kernel has no such part."""
         found = {}
-        for buffer, at, end in self._answers(_GET, DUMP, b"", "list counters"):
-            parts = {kind: buffer[start:stop] for kind, start, stop in contents(buffer, at, end)}
-            name = parts.get(_NAME, b"").rstrip(b"\0").decode(errors="replace")
-            packets, use = (
-                int.from_bytes(parts.get(kind, b""), "big") for kind in (_PACKETS, _USE)
-            )
-            # The list of counters itself holds one use.
-            found[name] = Counted(packets, use - 1)
+        try:
+            for buffer, at, end in self._answers(_GET, DUMP, b"", "list counters"):
+                parts = {kind: buffer[a:b] for kind, a, b in contents(buffer, at, end)}
+                name = parts.get(_NAME, b"").rstrip(b"\0").decode(errors="replace")
+                packets = int.from_bytes(parts.get(_PACKETS, b""), "big")
+                # The list of counters itself holds one use.
+                found[name] = Counted(packets, int.from_bytes(parts.get(_USE, b""), "big") - 1)
+        except NetlinkError as refused:
+            if refused.errno not in _ABSENT:
+                raise
         return found
 
     def _order(self, command: int, flags: int, name: str, verb: str) -> None:

@@ -99,12 +99,15 @@ class Builder:
     def apply(self, steps: Iterable[Step]) -> None:
         """Carry out steps in order. NetlinkError names the step that the kernel refused."""
         kind: type | None = None
-        for step in steps:
-            if kind is not type(step) and (kind, type(step)) not in _ONE_BATCH:
-                self._order_waiting()
-            kind = type(step)
-            self._do(step)
-        self._order_waiting()
+        try:
+            for step in steps:
+                if kind is not type(step) and (kind, type(step)) not in _ONE_BATCH:
+                    self._order_waiting()
+                kind = type(step)
+                self._do(step)
+            self._order_waiting()
+        finally:
+            self._waiting.clear()  # after a refusal: the next steps are others
 
     def _channel(self, host: str) -> Channel:
         if host not in self._channels:

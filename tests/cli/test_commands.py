@@ -144,6 +144,23 @@ def test_without_rights_it_is_one_line_and_status_3(argv: list[str]) -> None:
 
 
 @pytest.mark.kernel
+def test_render_takes_the_nodes_addresses_from_the_node(tmp_path: Path) -> None:
+    """ipvs mode names each of them, and this host's are none of the manifests'."""
+    node = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "n1"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.7"}]},
+    }
+    service = yaml.safe_load_all(WEB.replace("port: 80,", "port: 80, nodePort: 30080,").replace(
+        "spec: {", "spec: {type: NodePort, "))  # fmt: skip
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump_all([node, *service]))
+    done = kproxy("render", "--mode", "ipvs", "--node", "n1", "--family", "4", "-f", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    servers = [line for line in done.stdout.splitlines() if line.startswith("-A -t ")]
+    assert sorted(servers) == ["-A -t 172.30.0.41:80 -s rr", "-A -t 192.0.2.7:30080 -s rr"]
+
+
 def test_render_needs_no_rights(tmp_path: Path) -> None:
     """Without any capability the rules are the same."""
     (tmp_path / "web.yaml").write_text(WEB)

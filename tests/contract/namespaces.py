@@ -55,7 +55,7 @@ def restored(
 ) -> dict[Table, list[str]]:
     """What the save tool prints after these rows were restored into new ``chains``; chain by
     chain, in the order in which they first occur in ``rows``. Sets that they ask are there,
-    empty."""
+    empty, and so are the counters that they name."""
     text = "".join(
         "\n".join([f"*{table}", *(f":{chain} - [0:0]" for chain in chains), *lines, "COMMIT", ""])
         for table, lines in rows.items()
@@ -64,6 +64,8 @@ def restored(
         door = ToolDoor(family, variant)
         for name in re.findall(r"--match-set (\S+) ", text):
             door.fill(name, (), create=True)
+        for name in re.findall(r"--nfacct-name (\S+) ", text):
+            door.make_counter(name)
         door.restore([text.encode()])
         saved = parse(door.save())
     return {

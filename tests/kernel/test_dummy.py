@@ -97,6 +97,17 @@ def test_addresses_come_and_go(device: None) -> None:
     assert dummy.add([]) == dummy.remove([]) == []
 
 
+def test_addresses_of_another_length_go_too(device: None) -> None:
+    """Somebody bound them by hand. A second one of a subnet goes with the first."""
+    for text in ("10.5.5.1/24", "10.5.5.2/24", "10.6.0.1/16", "fd00:5::1/64", "fd00:6::1/128"):
+        ip("address", "add", text, "dev", dummy.NAME)
+    dummy.add(SOME)
+    given = {"10.5.5.1", "10.5.5.2", "10.6.0.1", "fd00:5::1", "fd00:6::1"}
+    assert dummy.addresses() == SOME | given
+    assert dummy.remove(sorted(given | {"10.7.0.1", "fd00:7::1"})) == []
+    assert dummy.addresses() == SOME
+
+
 def test_addresses_as_the_tool_sees_them(device: None) -> None:
     """Whole addresses for ever, global; IPv6 with nodad and usable at once."""
     dummy.add(SOME)
@@ -171,6 +182,8 @@ def test_a_device_of_another_kind_is_left_and_named() -> None:
             with pytest.raises(NetlinkError, match="not of type dummy but veth") as caught:
                 act()
             assert "ip link delete kube-ipvs0" in caught.value.hint
+        ip("address", "add", "10.5.5.1/32", "dev", dummy.NAME)
+        assert dummy.addresses() is None
         ip("link", "show", dummy.NAME)
 
 

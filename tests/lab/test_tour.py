@@ -18,6 +18,7 @@ from kproxy.errors import LabError, UsageError
 from kproxy.kernel import netns
 from kproxy.lab import catalogue, lifecycle, state, tour
 from kproxy.lab.tour import CHECKS, ModeResult, Report, Result, tries
+from kproxy.lab.uml import machine
 
 GOOD = Result("x", Family.IPV4, True)
 BAD = Result("x", Family.IPV4, False, "seen otherwise")
@@ -174,3 +175,42 @@ def test_the_table_fits_and_says_everything_once(capsys: pytest.CaptureFixture[s
     remarks = [line.strip() for line in lines if line.startswith("  –")]
     assert remarks[:2] == ["– iptables-legacy IPv6: no ip6tables", "– ipvs, userspace: not here"]
     assert [remark[:9] for remark in remarks[2:]] == ["– x IPv4:", "– x IPv6:"]
+
+
+@pytest.mark.kernel
+def test_a_mode_that_only_a_machine_can_run_is_in_the_table(
+    clean: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the modes of this kernel, under the same checks; the table says whose it was."""
+    here = doctor.tried("ipvs").ok
+    report = tour.run(
+        catalogue.load("single"),
+        ["ipvs", "iptables-nft"],
+        say=lambda line: None,
+        step=lambda line: None,
+        name="single",
+    )
+    assert [mode.mode for mode in report.modes] == ["iptables-nft", "ipvs"]
+    assert report.ok
+    ipvs = report.modes[1]
+    assert {result.check for result in ipvs.results} == set(CHECKS)
+    assert ipvs.kernel == ("" if here else "user-mode Linux")
+    lab_tour.show(report)
+    assert ("ipvs: tried in user-mode Linux" in capsys.readouterr().out) is bool(ipvs.kernel)
+
+
+@pytest.mark.kernel
+def test_without_a_machine_the_table_says_why(clean: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mode fails for it, the others are tried."""
+    findings = tuple(
+        doctor.ModeFinding("ipvs", family.value, False, True, "no IPVS", "install a kernel")
+        for family in Family
+    )
+    monkeypatch.setattr(machine, "KERNEL", "linux.uml-is-not-there")
+    monkeypatch.setattr(doctor, "examine", lambda: doctor.Report(findings, ()))
+    report = tour.run(
+        catalogue.load("single"), say=lambda line: None, step=lambda line: None, name="single"
+    )
+    (ipvs,) = report.modes
+    assert ipvs.ok
+    assert {why for _, why in ipvs.lacking} == {"no IPVS; install a kernel"}

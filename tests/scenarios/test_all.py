@@ -15,6 +15,7 @@ from kproxy.backends.registry import Choice
 from kproxy.cli.scenario import scenario_files
 from kproxy.core.objects import Protocol
 from kproxy.lab.scenario import exceptions
+from kproxy.lab.scenario.facts import Fact, Known
 from kproxy.lab.scenario.report import plain
 from kproxy.lab.scenario.runner import Runner, probed
 from kproxy.lab.scenario.schema import Broken, Scenario, Verdict, claims, load
@@ -101,14 +102,18 @@ def test_names_are_unique() -> None:
 @pytest.mark.parametrize("choice", MODES)
 def test_every_exception_is_met(runner: Runner, choice: Choice) -> None:
     """A row of the exceptions table that no scenario meets says nothing."""
-    results = [runner.run(case, choice) for case in CASES if _excepted(case, choice)]
-    assert all(result.passed for result in results)
+    for case in CASES:
+        if runner.unused_rows([choice]) and _may_be_excepted(case, choice):
+            assert runner.run(case, choice).passed
     assert runner.unused_rows([choice]) == []
 
 
-def _excepted(case: Scenario | Broken, choice: Choice) -> bool:
-    """Whether some row of the table changes an expectation of the case."""
+def _may_be_excepted(case: Scenario | Broken, choice: Choice) -> bool:
+    """Whether some row of the table may change an expectation of the case, if the objects say what
+    it asks for."""
     rows = exceptions.load(exceptions.default_path())
     return isinstance(case, Scenario) and any(
-        exceptions.find(rows, choice.mode, flow) for flow in case.all_flows
+        exceptions.find(rows, choice.mode, flow, Known(frozenset(Fact)))
+        for flow in case.all_flows
+        if claims(case.modes, choice.mode) and claims(flow.modes, choice.mode)
     )

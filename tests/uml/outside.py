@@ -28,6 +28,9 @@ NEEDS = {"ipvs": "ipvs", "sctp": "SCTP", "netem": "netem"}
 #: Set inside: what is not there either fails there.
 _INSIDE = "KPROXY_TESTS_INSIDE"
 
+#: Of the time that a test may take here (faulthandler_timeout): what it may take inside.
+_SHARE = 0.8
+
 #: Lines of the run inside that are shown when it broke off.
 _LAST_LINES = 30
 
@@ -78,6 +81,9 @@ class Machine:
         config = self._config
         options = [f"--rootdir={config.rootpath}", "-p", "no:cacheprovider", "--color=no"]
         options += [f"--config-file={config.inipath}"] if config.inipath else []
+        # Before ours: who hangs inside is told with its stack, and fails what is left.
+        limit = float(config.getini("faulthandler_timeout")) * _SHARE
+        options += ["-o", f"faulthandler_timeout={limit}"] * bool(limit)
         for plugin in ("tests.uml.inside", *config.getoption("plugins")):
             options += ["-p", plugin]
         tests = [f"{config.rootpath}/{nodeid}" for nodeid in self._nodeids]

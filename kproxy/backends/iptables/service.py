@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.counters import INVALID_DROPPED, LOCALHOST_ACCEPTED
+from kproxy.backends.xtables.detector import of_others, of_pods
 from kproxy.backends.xtables.rules import (
     Accept,
     Dnat,
@@ -35,7 +36,7 @@ from kproxy.backends.xtables.rules import (
 from kproxy.backends.xtables.text import comment, host, probability
 from kproxy.core.objects import Family, TrafficPolicy, Value
 from kproxy.core.policy import EXTERNAL, INTERNAL, VERDICT, Client, Use, Verdict
-from kproxy.core.snapshot import Endpoint, LocalDetector, NodeSettings, PortPlan
+from kproxy.core.snapshot import Endpoint, NodeSettings, PortPlan
 
 #: This node's loopback addresses.
 LOCALNET = "127.0.0.0/8"
@@ -256,20 +257,8 @@ def _internal_masquerade(plan: PortPlan, names: PortChains, context: Context) ->
     rule = _to_address(plan, names, address, place, _MASQUERADE, "cluster IP")
     if settings.masquerade_all:
         return [rule]
-    if settings.detector is None or settings.detector.cidr.endswith("/0"):
-        # A detector that holds every source for a pod leaves nobody to masquerade, and the nft
-        # variant refuses "! -s 0.0.0.0/0".
-        return []
-    return [_detected(rule, settings.detector, local=False)]
-
-
-def _detected(rule: Rule, detector: LocalDetector, *, local: bool) -> Rule:
-    """``rule`` for traffic of this node's pods only, or for all other traffic."""
-    prefix = f"{detector.prefix}+" if detector.prefix else ""
-    field, value = (
-        ("source", detector.cidr) if detector.cidr else ("in_interface", detector.bridge or prefix)
-    )
-    return replace(rule, **{field: value, "negated": () if local else (field,)})
+    others = None if settings.detector is None else of_others(rule, settings.detector)
+    return [] if others is None else [others]
 
 
 def _external_rules(plan: PortPlan, names: PortChains, context: Context) -> Iterator[Rule]:
@@ -282,7 +271,7 @@ def _external_rules(plan: PortPlan, names: PortChains, context: Context) -> Iter
         detector = context.settings.detector
         if detector is not None:
             pods = Rule(Table.NAT, chain, Jump(names.cluster), comment=f"pod traffic for {note}")
-            yield _detected(pods, detector, local=True)
+            yield of_pods(pods, detector)
         # The node picks the address that it connects to as its source when it owns it: an
         # endpoint elsewhere could not answer that.
         yield Rule(

@@ -241,9 +241,9 @@ def leaving(desired: Desired, actual: Held) -> Iterator[Leaving]:
     """Real servers that the kernel holds at weight 0 and that nobody wants: they drain."""
     for key, (virtual, _) in desired.servers.items():
         held = actual.servers.get(key)
-        if held is not None and key[-1] == TCP and len(held.reals) > len(virtual.reals):
-            for real in held.reals.keys() - virtual.reals:
-                if not held.reals[real].weight:
+        if held is not None and key[-1] == TCP:
+            for real, state in held.reals.items():
+                if not state.weight and real not in virtual.reals:
                     yield key, real
 
 

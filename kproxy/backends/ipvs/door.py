@@ -6,6 +6,7 @@ what is wanted; refusals come back as values, because the caller knows whose the
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -16,6 +17,7 @@ from kproxy.backends.xtables.door import ToolDoor
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 from kproxy.core.servers import Held, HeldReal, Order, Refused
+from kproxy.errors import NetlinkError
 from kproxy.kernel import dummy, sysctl
 from kproxy.kernel.dummy import RefusedAddress
 from kproxy.kernel.ipset import Change, IpSets
@@ -162,6 +164,12 @@ class KernelDoor:
         return dummy.addresses(family=self.family)
 
     def bind(self, addresses: Collection[str]) -> Sequence[RefusedAddress]:
+        if addresses:
+            try:
+                return dummy.add(addresses)
+            except NetlinkError as refused:
+                if refused.errno != errno.ENODEV:
+                    raise
         dummy.ensure()
         return dummy.add(addresses)
 

@@ -126,7 +126,7 @@ class IpvsWatch:
         self._doors = ExitStack()
         self._sets = {family: self._doors.enter_context(IpSets(family)) for family in families}
         self._servers = self._doors.enter_context(Ipvs(families[0]))
-        ranges: Ranges = tuple(ip_network(text) for text in spared)
+        ranges: Ranges = tuple(ip_network(text, strict=False) for text in spared)
         self._listings = (
             Listing(
                 lambda: essence(self._servers.listing()),
@@ -135,6 +135,8 @@ class IpvsWatch:
             Listing(self._sizes, _other_sizes),
         )
         self._paused = False
+        #: What the last look said, since the last sync.
+        self._said = ""
         #: Looks come from the loop, writes from the thread that syncs.
         self._lock = threading.Lock()
         self._epoll = select.epoll()
@@ -146,7 +148,10 @@ class IpvsWatch:
 
     def look(self) -> str:
         with self._lock:
-            return self._look()
+            # Once is enough: told again when the sync that mends it is about to begin, it would
+            # ask for another one.
+            before, self._said = self._said, self._look()
+            return "" if self._said == before else self._said
 
     def pause(self) -> str:
         with self._lock:
@@ -165,7 +170,7 @@ class IpvsWatch:
                 listing.settle(now)
             self._notices.settle()
             self._epoll.register(self._notices.fileno(), select.EPOLLIN)
-            self._paused = False
+            self._paused, self._said = False, ""
             return noticed
 
     def close(self) -> None:

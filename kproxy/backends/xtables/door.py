@@ -7,7 +7,6 @@ lab gives each node its own.
 
 from __future__ import annotations
 
-import errno
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from typing import Protocol
 
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
-from kproxy.errors import KernelError, NetlinkError
+from kproxy.errors import KernelError
 from kproxy.kernel import command, sysctl
 from kproxy.kernel.ipset import IpSets
 from kproxy.kernel.nfacct import Counters
@@ -27,9 +26,6 @@ _LOCK_WAIT = "5"
 
 #: Seconds to wait for a set: nf_tables frees a deleted rule, which holds it, a grace period later.
 _LET_GO = 1.0
-
-#: How a kernel says that it has no such part of netlink.
-_NO_SUBSYSTEM = (errno.EINVAL, errno.EOPNOTSUPP)
 
 _PREFIX = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 _FOREIGN_TABLE = re.compile(rb"^# Table `(nat|filter|mangle)' is incompatible", re.MULTILINE)
@@ -137,12 +133,7 @@ class ToolDoor:
 
     def counters(self) -> Mapping[str, int]:
         with Counters() as counters:
-            try:
-                return {name: counted.rules for name, counted in counters.all().items()}
-            except NetlinkError as refused:
-                if refused.errno not in _NO_SUBSYSTEM:
-                    raise
-                return {}
+            return {name: counted.rules for name, counted in counters.all().items()}
 
     def make_counter(self, name: str) -> None:
         with Counters() as counters:

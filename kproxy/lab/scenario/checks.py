@@ -17,6 +17,7 @@ from kproxy.core.snapshot import Endpoint, PortPlan
 from kproxy.core.tracker import Tracker
 from kproxy.kernel.command import run
 from kproxy.lab.scenario.build import NODE
+from kproxy.lab.scenario.facts import World
 from kproxy.lab.scenario.report import CheckResult, Skipped
 from kproxy.lab.scenario.schema import Scenario, SetsExpected, Step
 from kproxy.lab.scenario.settings import configuration
@@ -54,8 +55,17 @@ def plan_of(stage: Stage) -> list[PortPlan]:
     documents = [
         msgspec.json.decode(path.read_bytes()) for path in sorted(stage.manifests.folder.iterdir())
     ]
+    return plans(stage.scenario, config, documents, _node_addresses(stage))
+
+
+def world_of(stage: Stage) -> World:
+    """What there is to know of this step's flows."""
+    return World(plan_of(stage), frozenset(_node_addresses(stage)))
+
+
+def _node_addresses(stage: Stage) -> tuple[str, ...]:
     host = [address for address, name in stage.layout.homes.items() if name == NODE]
-    return plans(stage.scenario, config, documents, (*host, "127.0.0.1", "::1"))
+    return *host, "127.0.0.1", "::1"
 
 
 def plans(

@@ -16,25 +16,34 @@ import yaml
 
 from kproxy.core.objects import Protocol
 from kproxy.errors import ScenarioError
+from kproxy.lab.scenario.facts import Fact, Known
 from kproxy.lab.scenario.schema import MODES, Expect, Flow, SenderKind, Strict, Verdict
 
 #: More than that would be another definition of the mode, not exceptions from one.
 MOST_ROWS = 10
 
 
+#: Of a flow of which nothing was asked.
+NOTHING = Known()
+
+
 class Condition(Strict, frozen=True):
     """All that is given must fit. ``endpoints`` true: the flow expects endpoints; ``masquerade``:
-    what it expects of the source, for at least one of its endpoints."""
+    what it expects of the source, for at least one of its endpoints. ``fact`` is something that the
+    objects say about it; ``named`` is the flow's name, where nothing else tells."""
 
     endpoints: bool | None = None
     verdict: Verdict | None = None
     masquerade: bool | None = None
     proto: Protocol | None = None
     from_kind: SenderKind | None = None
+    fact: Fact | None = None
+    named: str = ""
 
 
 class Row(Strict, frozen=True, kw_only=True):
-    """One exception. ``outcome`` replaces the keys of ``expect`` that it names."""
+    """One exception. ``outcome`` replaces the keys of ``expect`` that it names; there ``endpoints:
+    local`` stands for the service's endpoints on this node."""
 
     id: str
     mode: str
@@ -66,15 +75,20 @@ def load(path: Path) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def find(rows: Iterable[Row], mode: str, flow: Flow) -> Row | None:
-    """The first row that fits the flow in a mode."""
-    return next((row for row in rows if row.mode == mode and fits(row.when, flow)), None)
+def find(rows: Iterable[Row], mode: str, flow: Flow, about: Known = NOTHING) -> Row | None:
+    """The first row that fits the flow in a mode. ``about`` is what the objects say of it."""
+    return next((row for row in rows if row.mode == mode and fits(row.when, flow, about)), None)
 
 
-def fits(when: Condition, flow: Flow) -> bool:
-    """Whether a flow meets a condition; checks of held flows never do."""
+def asks_facts(rows: Iterable[Row], mode: str) -> bool:
+    """Whether some row of a mode asks what the objects say."""
+    return any(row.mode == mode and row.when.fact is not None for row in rows)
+
+
+def fits(when: Condition, flow: Flow, about: Known = NOTHING) -> bool:
+    """Whether a flow meets a condition; checks of held flows meet those only that ask a fact."""
     expect = flow.expect
-    if expect is None or flow.check:
+    if expect is None or (flow.check and when.fact is None):
         return False
     by_endpoint = (expect.masquerade_by_endpoint or {}).values()
     facts = (
@@ -83,22 +97,30 @@ def fits(when: Condition, flow: Flow) -> bool:
         (when.masquerade, (expect.masquerade, *by_endpoint)),
         (when.proto, (flow.proto,)),
         (when.from_kind, (flow.from_kind,)),
+        (when.fact, about.facts),
+        (when.named or None, (flow.name,)),
     )
     return all(wanted is None or wanted in facts_ for wanted, facts_ in facts)
 
 
-def changed(row: Row, flow: Flow) -> Flow:
+#: What ``endpoints`` of an outcome may say instead of naming some.
+_LOCAL = "local"
+
+
+def changed(row: Row, flow: Flow, about: Known = NOTHING) -> Flow:
     """The flow with the row's outcome in place of what it expected."""
     assert flow.expect is not None
-    expect = flow.expect
-    if "masquerade" in row.outcome:
+    expect, outcome = flow.expect, dict(row.outcome)
+    if outcome.get("endpoints") == _LOCAL:
+        outcome["endpoints"] = about.local
+    if "masquerade" in outcome:
         expect = msgspec.structs.replace(expect, masquerade_by_endpoint=None)
-    if "verdict" in row.outcome:
+    if "verdict" in outcome:
         expect = msgspec.structs.replace(
             expect, endpoints=None, masquerade=None, masquerade_by_endpoint=None
         )
-    given = msgspec.convert(row.outcome, Expect)
-    values = {key: getattr(given, key) for key in row.outcome}
+    given = msgspec.convert(outcome, Expect)
+    values = {key: getattr(given, key) for key in outcome}
     return msgspec.structs.replace(flow, expect=msgspec.structs.replace(expect, **values))
 
 

@@ -11,16 +11,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
+import msgspec
+
 from kproxy.backends import registry
 from kproxy.backends.registry import Choice
 from kproxy.core.objects import Family, Protocol, Value
 from kproxy.errors import KproxyError, MachineError
 from kproxy.kernel.netns import fresh
 from kproxy.lab.scenario import exceptions
-from kproxy.lab.scenario.checks import run_checks
+from kproxy.lab.scenario.checks import run_checks, world_of
 from kproxy.lab.scenario.craft import send_crafted
 from kproxy.lab.scenario.exceptions import Row
 from kproxy.lab.scenario.explain import explain
+from kproxy.lab.scenario.facts import Fact, Known, World, known
 from kproxy.lab.scenario.judge import Judged, judge, judge_check, judge_hold, wanted_tries
 from kproxy.lab.scenario.report import CheckResult, FlowResult, Result, Skipped, result
 from kproxy.lab.scenario.schema import Broken, Flow, Scenario, Verdict, claims
@@ -159,6 +162,11 @@ class _Act:
         self.place = "building the network"
         self.step = 0
         self._held: dict[str, Holding] = {}
+        #: Held flows as they were sent, and what was found of them since.
+        self._sent: dict[str, Flow] = {}
+        self._past: dict[str, frozenset[Fact]] = {}
+        #: Of one step, when an exception asked for it.
+        self._world: tuple[int, World] | None = None
         self._reached: dict[str, str] = {}
         self._unsent: set[str] = set()
 
@@ -224,18 +232,36 @@ class _Act:
             else:
                 yield flow
 
-    def _row(self, flow: Flow) -> Row | None:
-        row = exceptions.find(self.runner.rows, self.choice.mode, flow) if self.choice else None
+    def _row(self, flow: Flow, about: Known) -> Row | None:
+        if self.choice is None:
+            return None
+        row = exceptions.find(self.runner.rows, self.choice.mode, flow, about)
         if row is not None:
             self.runner.met.add(row.id)
         return row
 
+    def _about(self, stage: Stage, flow: Flow) -> Known:
+        """What the objects of this step say of a flow, where an exception may ask for it. What was
+        cut stays cut, whatever comes after it."""
+        if self.choice is None or not exceptions.asks_facts(self.runner.rows, self.choice.mode):
+            return exceptions.NOTHING
+        if self._world is None or self._world[0] != self.step:
+            self._world = self.step, world_of(stage)
+        about = known(self._world[1], flow, self._sent.get(flow.check))
+        if flow.check:
+            about = msgspec.structs.replace(
+                about, facts=about.facts | self._past.get(flow.check, frozenset())
+            )
+            self._past[flow.check] = about.facts
+        return about
+
     def _send(self, stage: Stage, group: Sequence[Flow]) -> None:
         """Send a group at once, judge each flow, and look closer at what failed."""
-        rows = [self._row(flow) for flow in group]
+        facts = [self._about(stage, flow) for flow in group]
+        rows = [self._row(flow, about) for flow, about in zip(group, facts, strict=True)]
         flows = [
-            exceptions.changed(row, flow) if row is not None else flow
-            for row, flow in zip(rows, group, strict=True)
+            exceptions.changed(row, flow, about) if row is not None else flow
+            for row, flow, about in zip(rows, group, facts, strict=True)
         ]
         for flow, row, judged in zip(flows, rows, self._judge(stage, flows), strict=True):
             detail = judged.detail
@@ -272,6 +298,7 @@ class _Act:
             assert flow.expect is not None
             return judge_check(flow.expect, self._held[flow.check].check(), _known(stage))
         if flow.hold:
+            self._sent[flow.hold] = flow
             self._held[flow.hold] = holding = Holding(_probe(stage, flow))
             self._reached[flow.name] = holding.outcome.local
             if flow.expect is None:

@@ -207,9 +207,12 @@ MODES = (*CLAIMED_WITH_IPTABLES, "nftables")
 
 
 def claims(modes: tuple[str, ...] | None, mode: str) -> bool:
-    """Whether a ``modes`` key claims its outcome for ``mode``; absent claims it for all."""
+    """Whether a ``modes`` key claims its outcome for ``mode``; absent claims it for all. ``!ipvs``
+    takes that mode out of those that ``iptables`` stands for."""
     if modes is None:
         return True
+    if f"!{mode}" in modes:
+        return False
     return mode in modes or ("iptables" in modes and mode in CLAIMED_WITH_IPTABLES)
 
 
@@ -275,7 +278,7 @@ def _faults(scenario: Scenario) -> Iterator[str]:
 
 def _unknown_modes(modes: tuple[str, ...] | None, place: str) -> Iterator[str]:
     for mode in modes or ():
-        if mode not in MODES:
+        if mode.removeprefix("!") not in MODES:
             yield f"{place}: unknown mode {mode!r}; there are {', '.join(MODES)}"
 
 

@@ -29,7 +29,6 @@ from kproxy.lab.traffic.wire import (
     join_host_port,
 )
 
-
 #: IP_RECVERR (linux/in.h, linux/in6.h). Without it a UDP socket hears of port unreachable only,
 #: other ICMP errors would look like silence; and a TCP socket whose refusal arrives while it is
 #: still inside connect(2), as in a network without delay, forgets it until the SYN's second try.

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import msgspec
 
-from kproxy.lab.uml import init
+from kproxy.lab.uml import channel, init
 from kproxy.lab.uml.channel import Decoder, Frame, Kind, Request
 from kproxy.lab.uml.job import Job
 
@@ -43,8 +43,8 @@ class Agent:
         self._decoder = Decoder()
         self._poll = select.poll()
         self._jobs: dict[int, Job] = {}
-        #: Descriptors that are watched -> the request that they are of.
-        self._owners: dict[int, int] = {}
+        #: Descriptors that are watched -> the job that they are of.
+        self._owners: dict[int, Job] = {}
         #: Commands whose client is gone -> when they are killed.
         self._doomed: dict[Job, float] = {}
         self._shown: set[Path] = set()
@@ -64,7 +64,7 @@ class Agent:
                 elif fd == self._alarm:
                     os.read(self._alarm, 4096)
                 elif fd in self._owners:  # not closed by what came before it in this round
-                    self._jobs[self._owners[fd]].ready(fd)
+                    self._owners[fd].ready(fd)
             self._reap()
             self._kill_the_late()
 
@@ -101,17 +101,23 @@ class Agent:
             self._doomed[job] = time.monotonic() + _GRACE
 
     def _start(self, frame: Frame) -> None:
-        request = msgspec.msgpack.decode(frame.payload, type=Request)
-        self._show(Path(os.fsdecode(request.directory)))
+        number = frame.request
+        try:
+            request = msgspec.msgpack.decode(frame.payload, type=Request)
+            self._show(Path(os.fsdecode(request.directory)))
+            self._jobs[number] = Job(number, request, self._send, self._watch)
+        except (OSError, subprocess.CalledProcessError) as wrong:
+            # No memory, no process, no descriptor left: this request's trouble, not the machine's.
+            words = f"kproxy: the machine cannot run it: {wrong}\n".encode()
+            self._send(Frame(Kind.DATA, number, 2, words))
+            self._send(channel.ended(number, 126))
 
-        def watch(fd: int, events: int) -> None:
-            if events:
-                self._owners[fd] = frame.request
-                self._poll.register(fd, events)
-            elif self._owners.pop(fd, None) is not None:
-                self._poll.unregister(fd)
-
-        self._jobs[frame.request] = Job(frame.request, request, self._send, watch)
+    def _watch(self, job: Job, fd: int, events: int) -> None:
+        if events:
+            self._owners[fd] = job
+            self._poll.register(fd, events)
+        elif self._owners.pop(fd, None) is not None:
+            self._poll.unregister(fd)
 
     def _show(self, directory: Path) -> None:
         """Make a folder that a command stands in the host's own, where it is not already."""

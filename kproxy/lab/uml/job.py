@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import pty
+import select
 import signal
 import struct
 import sys
@@ -24,10 +25,8 @@ from kproxy.lab.uml.channel import CHUNK, TERMINAL, WINDOW, Frame, Kind, Request
 _ASIDE = 512
 
 Send = Callable[[Frame], None]
-#: Called with a descriptor and the poll(2) events that are awaited on it; 0: none.
-Watch = Callable[[int, int], None]
-
-_IN, _OUT = 1, 4  # POLLIN, POLLOUT
+#: Called with the job, a descriptor of it, and the poll(2) events that are awaited on it; 0: none.
+Watch = Callable[["Job", int, int], None]
 
 
 class _Output:
@@ -87,7 +86,7 @@ class Job:
         for fd in set(childs.values()):
             os.close(fd)
         for output in self._outputs.values():
-            watch(output.fd, _IN)
+            watch(self, output.fd, select.POLLIN)
 
     def descriptors(self) -> tuple[int, ...]:
         """Ours of the command's pipes and terminal, as far as they are open."""
@@ -180,7 +179,7 @@ class Job:
             self._close_output(stream)
             self._settle()
         else:
-            self._watch(output.fd, _IN if output.credit else 0)
+            self._watch(self, output.fd, select.POLLIN if output.credit else 0)
 
     def _feed(self, stream: int) -> None:
         taker = self._inputs[stream]
@@ -190,7 +189,7 @@ class Job:
                 del taker.waiting[:count]
                 self._send(channel.credit(self._number, stream, count))
         except BlockingIOError:
-            self._watch(taker.fd, _OUT)
+            self._watch(self, taker.fd, select.POLLOUT)
             return
         except OSError as wrong:
             if wrong.errno not in (errno.EPIPE, errno.EIO):
@@ -202,18 +201,18 @@ class Job:
         if taker.ended:
             self._close_input(stream)
         else:
-            self._watch(taker.fd, 0)
+            self._watch(self, taker.fd, 0)
 
     # --- ends --------------------------------------------------------------------------------
 
     def _close_output(self, stream: int) -> None:
         fd = self._outputs.pop(stream).fd
-        self._watch(fd, 0)
+        self._watch(self, fd, 0)
         os.close(fd)
 
     def _close_input(self, stream: int) -> None:
         fd = self._inputs.pop(stream).fd
-        self._watch(fd, 0)
+        self._watch(self, fd, 0)
         os.close(fd)
 
     def _close(self) -> None:

@@ -58,7 +58,7 @@ def settings(family: Family = V4, detector: str = "cidr", **fields: object) -> N
 def context(family: Family = V4, detector: str = "cidr", **fields: object) -> Context:
     flags = {
         name: fields.pop(name)
-        for name in ("brief", "random_fully", "drop_invalid", "endpoint_set")
+        for name in ("brief", "random_fully", "drop_invalid", "endpoint_set", "counters")
         if name in fields
     }
     return Context(family, settings(family, detector, **fields), **flags)  # type: ignore[arg-type]

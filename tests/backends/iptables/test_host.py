@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from kproxy.backends.iptables import apply, host
 from kproxy.backends.iptables.host import features, machine
@@ -15,7 +17,7 @@ from kproxy.backends.xtables.host import Feature, detect_variant, lacking
 from kproxy.backends.xtables.rules import Table
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
-from kproxy.errors import MachineError
+from kproxy.errors import KernelError, MachineError, NetlinkError
 from kproxy.kernel import netns, sysctl
 from tests.backends.iptables.plans import port, snapshot
 from tests.contract.namespaces import KERNEL, scratch
@@ -53,9 +55,38 @@ def test_a_missing_feature_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
 def test_machine_knows_liberal_conntrack() -> None:
     """INVALID packets are dropped unless conntrack is liberal about TCP."""
     with scratch():
-        assert machine(Family.IPV4, Variant.NFT) == host.Machine(True, True)
+        assert machine(Family.IPV4, Variant.NFT).drop_invalid
         sysctl.write("net/netfilter/nf_conntrack_tcp_be_liberal", "1")
-        assert machine(Family.IPV4, Variant.NFT) == host.Machine(True, False)
+        assert not machine(Family.IPV4, Variant.NFT).drop_invalid
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("variant", list(Variant))
+def test_machine_says_whether_rules_can_count(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They can where a rule with a counter loads, and cannot where the tool refuses it, or where
+    the kernel has no counters at all."""
+    rule = "*filter\n:A - [0:0]\n-A A -m nfacct --nfacct-name made\nCOMMIT\n"
+    with scratch():
+        door = ToolDoor(Family.IPV4, variant)
+        try:
+            door.make_counter("made")
+            door.restore([rule.encode()])
+            loads = True
+        except KernelError:
+            loads = False
+        assert machine(Family.IPV4, variant).counters is loads
+        gone = replace(tools._COUNTS, row="-m teleports --far")
+        monkeypatch.setattr(tools, "_COUNTS", gone)
+        assert not machine(Family.IPV4, variant).counters
+
+        def refuses(self: ToolDoor, name: str) -> None:
+            raise NetlinkError("cannot make counter: Invalid argument", errno.EINVAL)
+
+        monkeypatch.undo()
+        monkeypatch.setattr(ToolDoor, "make_counter", refuses)
+        assert not machine(Family.IPV4, variant).counters
 
 
 RULE = "*filter\n:X - [0:0]\n-A X -j ACCEPT\nCOMMIT\n"

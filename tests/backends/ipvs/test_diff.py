@@ -135,6 +135,11 @@ ATTRIBUTES = {
         [],
     ),
     "one less": ((Scheduling("rr"), 32, {ONE: FINE}), [(Verb.ADD_REAL, TWO, 1)], []),
+    "one less, another drains": (
+        (Scheduling("rr"), 32, {ONE: FINE, GONE: HeldReal(0, MASQUERADE, 1, 0)}),
+        [(Verb.ADD_REAL, TWO, 1)],
+        [],
+    ),
 }
 
 

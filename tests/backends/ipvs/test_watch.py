@@ -94,6 +94,19 @@ def test_what_is_nobodys_business_becomes_what_is_known() -> None:
     assert stock.listing.look(0.2) == "nobody cares > another"
 
 
+def test_a_listing_that_was_held_up_once_is_still_cheap() -> None:
+    """Other work on the machine, or a clock that ticks rarely: what others do after the next sync
+    is not taken for ours."""
+    stock = Stock(0.0)
+    stock.listing.look(0.0)
+    stock.price = 5 * CHEAP
+    stock.listing.look(0.5)
+    stock.price = 0.0
+    stock.listing.settle(0.6)
+    stock.state = "another"
+    assert stock.listing.look(1.0) == "as it was > another"
+
+
 # --- on a kernel with IPVS ---------------------------------------------------------------------
 
 
@@ -119,7 +132,8 @@ class World:
     def sync(self) -> str:
         before = self.watch.pause()
         done = [self.syncers[family].sync(self.plans[family]) for family in FAMILIES]
-        return before or self.watch.resume(sum(each.transactions or 0 for each in done))
+        after = self.watch.resume(sum(each.transactions or 0 for each in done))
+        return before or after
 
     def noticed(self) -> str:
         """Looks whenever there is a reason to, until something is noticed, or for a while."""
@@ -209,3 +223,14 @@ def test_while_we_write_nothing_is_noticed_and_nothing_spins(world: World) -> No
     assert world.watch.look() == ""
     assert world.watch.resume(0) == ""
     assert not select.select([world.watch], [], [], 0)[0] or world.watch.look() == ""
+
+
+@pytest.mark.ipvs
+def test_a_look_tells_once_and_the_sync_that_mends_is_told_again(world: World) -> None:
+    """Else a look between asking for that sync and its beginning would ask for another one."""
+    command.run(["ipvsadm", "-D", "-t", VIP])
+    said = world.noticed()
+    assert said
+    assert world.watch.look() == ""
+    assert world.watch.pause() == said
+    world.watch.resume(0)

@@ -166,6 +166,11 @@ SHAPES: list[tuple[Family, Rule, str]] = [
     (V4, Rule(NAT, "A", Jump("B"), source="0.0.0.0/0"), "-A A -j B"),
     (
         V4,
+        Rule(FILTER, "A", Drop(), protocol="tcp", dport=80, counter="kp_dropped"),
+        "-A A -p tcp -m tcp --dport 80 -m nfacct --nfacct-name kp_dropped -j DROP",
+    ),
+    (
+        V4,
         Rule(NAT, "A", Jump("B"), probability=probability(3)),
         "-A A -m statistic --mode random --probability 0.33333333349 -j B",
     ),

@@ -8,7 +8,17 @@ import pytest
 
 from kproxy.core.objects import Protocol
 from kproxy.errors import ScenarioError
-from kproxy.lab.scenario.exceptions import Condition, Row, changed, find, fits, load, unused
+from kproxy.lab.scenario.exceptions import (
+    Condition,
+    Row,
+    asks_facts,
+    changed,
+    find,
+    fits,
+    load,
+    unused,
+)
+from kproxy.lab.scenario.facts import Fact, Known
 from kproxy.lab.scenario.schema import Expect, Flow, SenderKind, Verdict
 
 REJECT = Expect(verdict=Verdict.REJECT)
@@ -99,3 +109,26 @@ def test_bad_tables(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(ScenarioError, match=named) as caught:
         load(path)
     assert str(path) in str(caught.value)
+
+
+def test_facts_are_asked_of_the_objects() -> None:
+    """A row that asks one fits no flow of which it is not known; a check it fits only so."""
+    gone = Condition(fact=Fact.SERVICE_PORT_GONE)
+    check = flow(Expect(alive=True), check="h")
+    assert not fits(gone, check)
+    assert fits(gone, check, Known(frozenset({Fact.SERVICE_PORT_GONE})))
+    rows = (Row(id="r", mode="ipvs", when=gone, outcome={"alive": False}, reason="x"),)
+    assert (asks_facts(rows, "ipvs"), asks_facts(rows, "iptables")) == (True, False)
+
+
+def test_a_flow_is_known_by_its_name() -> None:
+    """Where nothing else tells."""
+    assert fits(Condition(named="one"), flow(KEPT, name="one"))
+    assert not fits(Condition(named="one"), flow(KEPT, name="two"))
+
+
+def test_endpoints_of_this_node() -> None:
+    """``endpoints: local`` are those that the objects say."""
+    about = Known(local=("10.0.0.7:80",))
+    found = changed(row(endpoints="local"), flow(KEPT), about).expect
+    assert found == Expect(endpoints=("10.0.0.7:80",), masquerade=False)

@@ -142,3 +142,17 @@ def test_expect_null_and_absent_differ() -> None:
     assert case.expect_sets is not None
     assert case.expect_sets.cluster is None
     assert case.expect_sets.local is msgspec.UNSET
+
+
+@pytest.mark.parametrize(
+    ("modes", "mode", "claimed"),
+    [
+        (("iptables", "!ipvs"), "ipvs", False),
+        (("iptables", "!ipvs"), "iptables", True),
+        (("iptables", "!ipvs"), "userspace", True),
+        (("iptables",), "ipvs", True),
+    ],
+)
+def test_a_mode_that_is_taken_out(modes: tuple[str, ...], mode: str, claimed: bool) -> None:
+    """Of those that go by iptables mode, one may be left out."""
+    assert claims(modes, mode) is claimed

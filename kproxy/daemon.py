@@ -37,6 +37,7 @@ from kproxy.look import Look, LookingSource
 from kproxy.mender import Mender
 from kproxy.proxy import NodeProxy
 from kproxy.report import Report
+from kproxy.sources import manifests
 from kproxy.status import DEFAULT_STATE_DIR, Notifier, StateDir, Status
 from kproxy.sync import Schedule
 from kproxy.tasks import beside, ended
@@ -71,6 +72,8 @@ def main(
                 "objects cannot come from a Kubernetes API server in this version",
                 hint="name manifest files or folders with -f",
             )
+        # Before anything of this node is set for the sake of objects that are not there.
+        manifests.require(filenames)
         choice = registry.named(config.effective_mode, variant)
         capabilities.require("kproxy run", "CAP_NET_ADMIN")
         state = StateDir(state_dir)

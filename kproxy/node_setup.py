@@ -40,7 +40,8 @@ def prepare(config: Config) -> tuple[str, ...]:
 
 
 def prepare_process(config: Config) -> tuple[str, ...]:
-    """Set this process's OOM score; what could not be set, and why."""
+    """Set this process's OOM score and limits; what could not be set, and why."""
+    process.raise_open_files()
     try:
         process.set_oom_score_adj(config.oom_score_adj)
     except KernelError as refused:

@@ -66,6 +66,18 @@ def of(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return name, frozenset(labels.items())
 
 
+def test_paths_are_looked_at_before_the_node_is_touched(proxy: Proxy) -> None:
+    """A mistyped -f sets no sysctl and leaves nothing that would have to be set back."""
+    before = in_node(proxy, ESTABLISHED)
+    ended = proxy.kproxy("run", "-f", "/nonexistent/web.yaml", "--state-dir", str(proxy.state))
+    assert ended.returncode == 2
+    assert "/nonexistent/web.yaml: No such file" in ended.stderr
+    assert "check the path given with -f" in ended.stderr
+    assert in_node(proxy, ESTABLISHED) == before != "86400"
+    assert not Path(proxy.environment["KPROXY_RECORDS"]).exists()
+    assert not proxy.state.exists()
+
+
 COUNTED = {
     "iptables_ct_state_invalid_dropped_packets_total",
     "iptables_localhost_nodeports_accepted_packets_total",

@@ -25,7 +25,23 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-@click.command(cls=LazyGroup, table=COMMANDS)
+#: Commands that see for themselves where a lab is, or make labs of their own.
+_ON_THE_HOST = ("up", "down", "ls", "tour")
+
+
+class LabGroup(LazyGroup):
+    """Commands that go to where the lab is."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        if found is None or cmd_name in _ON_THE_HOST:
+            return found
+        from kproxy.cli.lab_carry import wherever
+
+        return wherever(cmd_name, found)
+
+
+@click.command(cls=LabGroup, table=COMMANDS)
 def command() -> None:
     """Nodes, pods and clients as network namespaces, with a kproxy on every node.
 

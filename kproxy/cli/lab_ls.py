@@ -28,18 +28,20 @@ _COLUMNS = ("lab", "name", "kind", "state", "mode", "age", "node", "addresses")
 def command(lab: str | None, output: str | None) -> None:
     """List labs: nodes with the state of their kproxy, clients and pods.
 
-    -o wide also shows interfaces, their MTU, and routes, as the kernel has them.
+    -o wide also shows interfaces, their MTU, and routes, as the kernel has them. Labs that run on
+    a kernel of their own are asked there.
     """
     import msgspec
 
     from kproxy.errors import LabError
     from kproxy.lab import state
-    from kproxy.lab.survey import survey
 
     names = state.list_labs()
+    if not names:
+        state.require_root()
     if lab is not None and lab not in names:
         raise LabError(f"lab {lab} is not up", hint="try: kproxy lab up")
-    facts = survey((lab,) if lab else names, wide=output is not None)
+    facts = [_look(name, wide=output is not None) for name in ((lab,) if lab else names)]
     if output in ("json", "yaml"):
         emit(msgspec.to_builtins(facts), output)
     elif not facts:
@@ -48,16 +50,42 @@ def command(lab: str | None, output: str | None) -> None:
         for one in facts:
             _wide(one)
     else:
-        table(_COLUMNS, [row for one in facts for row in _rows(one)])
+        _table(facts)
         for one in facts:
             for host in one.hosts:
                 if host.detail and host.kind == "node":
                     click.echo(f"{one.name} {host.name}: {host.detail}")
 
 
+def _look(name: str, *, wide: bool) -> LabFacts:
+    from kproxy.lab.uml import resident
+
+    if resident.find(name) is None:
+        from kproxy.lab.survey import survey
+
+        return survey((name,), wide=wide)[0]
+    from kproxy.lab.uml import facts
+
+    return facts.survey(name)
+
+
+def _table(facts: list[LabFacts]) -> None:
+    """The column of kernels is there when there is something to tell."""
+    kernels = {lab.name: lab.kernel for lab in facts}
+    rows = [row for lab in facts for row in _rows(lab)]
+    if set(kernels.values()) == {"host"}:
+        table(_COLUMNS, rows)
+        return
+    place = _COLUMNS.index("age")
+    table(
+        (*_COLUMNS[:place], "kernel", *_COLUMNS[place:]),
+        [(*row[:place], kernels[row[0]], *row[place:]) for row in rows],
+    )
+
+
 def _rows(lab: LabFacts) -> list[tuple[str, ...]]:
     if not lab.hosts:
-        return [(lab.name, "-", "-", "half made", "-", "-", "-", _mend(lab))]
+        return [(lab.name, "-", "-", lab.fault or "half made", "-", "-", "-", _mend(lab))]
     return [
         (
             lab.name,
@@ -78,7 +106,11 @@ def _mend(lab: LabFacts) -> str:
 
 
 def _wide(lab: LabFacts) -> None:
-    click.echo(f"lab {lab.name}: {lab.topology}, {lab.mode}" if lab.hosts else _mend(lab))
+    if not lab.hosts:
+        click.echo(f"lab {lab.name}: {lab.fault or 'half made'}; {_mend(lab)}")
+        return
+    where = ", on a kernel of its own" if lab.kernel != "host" else ""
+    click.echo(f"lab {lab.name}: {lab.topology}, {lab.mode}{where}")
     for host in lab.hosts:
         words = [host.kind, host.state, host.mode, f"on {host.node}" if host.node else ""]
         click.echo(f"\n  {host.name}: {', '.join(word for word in words if word)}")

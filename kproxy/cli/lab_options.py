@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from kproxy.errors import KproxyError, LabError
+
+if TYPE_CHECKING:
+    from kproxy.lab.model import LabState
 
 #: A lab's name when nobody gives one.
 DEFAULT_LAB = "lab"
@@ -29,6 +33,8 @@ def chosen_lab(name: str | None) -> str:
     if name:
         return name
     labs = state.list_labs()
+    if not labs:
+        state.require_root()
     if len(labs) > 1 and DEFAULT_LAB not in labs:
         raise LabError(f"several labs are up: {', '.join(labs)}", hint="say which with --name")
     return labs[0] if len(labs) == 1 else DEFAULT_LAB
@@ -57,14 +63,20 @@ def complete_labs(
     """Names of labs that are up."""
     from kproxy.lab import state
 
-    return _matching(state.list_labs(), incomplete)
+    with suppress(KproxyError):
+        return _matching(state.list_labs(), incomplete)
+    return []
 
 
 def complete_hosts(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Nodes, clients and pods of the lab that the command line so far names."""
-    found = _current(ctx)
+    from kproxy.lab.uml import facts
+
+    found, machine = _current(ctx)
+    if machine:
+        return _matching((host.name for host in facts.survey(machine).hosts), incomplete)
     return _matching((host.name for host in found.network.hosts), incomplete) if found else []
 
 
@@ -72,15 +84,22 @@ def complete_workloads(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Workloads of the lab that the command line so far names."""
-    found = _current(ctx)
+    from kproxy.lab.uml import facts
+
+    found, machine = _current(ctx)
+    if machine:
+        with suppress(KproxyError):
+            return _matching(facts.workloads(machine), incomplete)
     return _matching((load.name for load in found.workloads), incomplete) if found else []
 
 
-def _current(ctx: click.Context) -> Any:
-    """The lab's state, or None: completion never complains."""
+def _current(ctx: click.Context) -> tuple[LabState | None, str]:
+    """The lab's state, or its name if it runs in a machine; neither: completion never complains."""
     from kproxy.lab import state
+    from kproxy.lab.uml import resident
 
     try:
-        return state.find(chosen_lab(ctx.params.get("lab")))
+        lab = chosen_lab(ctx.params.get("lab"))
+        return (None, lab) if resident.running(lab) else (state.find(lab), "")
     except (KproxyError, OSError):
-        return None
+        return None, ""

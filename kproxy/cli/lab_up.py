@@ -56,6 +56,13 @@ def complete_modes(
     shell_complete=complete_modes,
     help="How the nodes' kproxy works, with the variant or without: iptables, iptables-nft, …",
 )
+@click.option(
+    "--kernel",
+    type=click.Choice(["auto", "host", "uml"]),
+    default="auto",
+    show_default=True,
+    help="The host's, or user-mode Linux: needs no root, has IPVS. auto: for what the host lacks.",
+)
 @manifests_option(required=False)
 @click.option("--nodes", type=int, metavar="N", help="Number of nodes instead of the topology's.")
 @click.option("--pods", type=int, metavar="M", help="Pods on each node instead.")
@@ -63,6 +70,7 @@ def command(
     topology: str,
     lab: str,
     mode: str,
+    kernel: str,
     filenames: tuple[str, ...],
     nodes: int | None,
     pods: int | None,
@@ -71,13 +79,22 @@ def command(
 
     Services come with the topology and from -f; what an API server would fill in is filled in. The
     same lab that is up already is left as it is; a different one under the same name is an error.
+
+    With --kernel uml the lab gets a kernel of its own, which stays up as long as the lab does; all
+    other commands reach it there.
     """
+    from kproxy.backends import registry
+    from kproxy.cli import lab_up_inside
     from kproxy.lab import catalogue, changes, lifecycle, state
     from kproxy.lab.edits import Edit
     from kproxy.lab.manifests import read_paths
 
-    choice = lifecycle.mode_of(mode)
+    # What is wrong is said before anything is booted.
+    registry.parse(mode)
     wanted = catalogue.scaled(catalogue.load(topology), nodes, pods)
+    if lab_up_inside.wanted(lab, mode, kernel):
+        lab_up_inside.up(lab, kernel, filenames)
+    choice = lifecycle.mode_of(mode)
     read = read_paths(filenames)
     begun = time.monotonic()
     with progress() as step:

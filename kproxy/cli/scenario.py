@@ -30,7 +30,7 @@ def command() -> None:
     """Scenarios are described in netns-lab/README.md."""
 
 
-@command.command()
+@command.command(short_help="Run scenario files; compare what packets meet with claims.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--mode",
@@ -201,7 +201,7 @@ class _Inside:
         self.look(wait=True)
 
 
-@command.command()
+@command.command(short_help="Print the table of semantics from `run -o json`.")
 @click.argument("results", nargs=-1, required=True, type=click.File("rb"))
 @click.option(
     "--scenarios",

@@ -20,6 +20,7 @@ from kproxy.config import Config
 from kproxy.core.objects import Value
 from kproxy.errors import KernelError
 from kproxy.health import answers
+from kproxy.health.guests import Guests
 from kproxy.health.monitor import Monitor, Watched
 from kproxy.health.sockets import listen
 
@@ -120,7 +121,14 @@ class Servers:
     async def _serve(self, port: _Port) -> None:
         from aiohttp import web
 
-        application = web.Application()
+        guests = Guests()
+
+        @web.middleware
+        async def noted(request: web.Request, handler: Handler) -> web.StreamResponse:
+            guests.asked(request.transport)
+            return await handler(request)
+
+        application = web.Application(middlewares=[noted])
         for path, handler in port.routes.items():
             application.router.add_route("*", path, handler)
         application.on_response_prepare.append(_be_discreet)
@@ -130,9 +138,12 @@ class Servers:
         await runner.setup()
         try:
             held = self._sockets.pop(port.name, None) or await self._bound(port)
-            await web.SockSite(runner, held).start()
+            loop = asyncio.get_running_loop()
+            assert runner.server is not None
+            listening = await loop.create_server(guests.factory(runner.server), sock=held)
             _log.detail("serving", what=port.name, address=port.address)
-            await asyncio.Event().wait()
+            async with listening:
+                await asyncio.Event().wait()
         finally:
             await runner.cleanup()
 

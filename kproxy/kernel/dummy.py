@@ -186,7 +186,7 @@ def _change(
         raise NetlinkError(f"there is no device {name}", errno.ENODEV)
 
     @cache
-    def head(code: int, length: int) -> bytes:
+    def head(code: socket.AddressFamily, length: int) -> bytes:
         return ADDRESS_HEAD.pack(code, length, 0, SCOPE_UNIVERSE, device) + _LOCAL[code]
 
     flags |= REQUEST

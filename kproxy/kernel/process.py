@@ -1,7 +1,8 @@
-"""This process as the kernel sees it: who is ended first when memory runs out."""
+"""This process as the kernel sees it: who is ended first when memory runs out, and its limits."""
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 from kproxy.errors import KernelError
@@ -19,3 +20,11 @@ def set_oom_score_adj(value: int) -> None:
             f"cannot set the OOM score to {value}: {error.strerror}",
             hint="lowering it needs CAP_SYS_RESOURCE; --oom-score-adj 0 leaves it alone",
         ) from error
+
+
+def raise_open_files() -> None:
+    """As many open files as the administrator allows: the usual limit is for programs that use
+    select(2), which cannot know more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from kproxy.errors import NetlinkError
 from kproxy.kernel.channel import Channel, message
-from kproxy.kernel.ctnetlink import REQUEST, attribute
+from kproxy.kernel.ctnetlink import REQUEST, attribute, contents
 from kproxy.kernel.netns import entered
 from kproxy.kernel.rtnetlink import (
     ADDRESS_HEAD,
@@ -23,6 +23,7 @@ from kproxy.kernel.rtnetlink import (
     DEL_ADDRESS,
     DEL_LINK,
     EXCLUSIVE,
+    GET_LINK,
     IFA_ADDRESS,
     IFA_LOCAL,
     NEW_ADDRESS,
@@ -37,6 +38,7 @@ _MAKE = CREATE | EXCLUSIVE
 _LINK_HEAD = struct.Struct("=BxHiII")
 _IFF_UP = 1
 _IFLA_NAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_INFO, _IFLA_NAMESPACE = 3, 4, 10, 18, 28
+_IFLA_STATE, _STATE_UP = 16, 6  # RFC 2863
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 
 #: family, bits of destination and source, TOS, table, protocol, scope, type, flags.
@@ -117,6 +119,18 @@ def raise_link(what: str, index: int, master: int = 0) -> Order:
     return Order(
         what, NEW_LINK, 0, _LINK_HEAD.pack(0, 0, index, _IFF_UP, _IFF_UP) + _master(master)
     )
+
+
+def carries(channel: Channel, index: int) -> bool:
+    """Whether a device sends what it is given. Between the moment that its peer comes up and the
+    one at which the kernel has worked that off (net/core/link_watch.c) it loses it."""
+    body = _LINK_HEAD.pack(0, 0, index, 0, 0)
+    for kind, buffer, at, end in channel.ask(GET_LINK, body):
+        if kind == NEW_LINK:
+            for which, start, _ in contents(buffer, at + _LINK_HEAD.size, end):
+                if which == _IFLA_STATE:
+                    return buffer[start] == _STATE_UP
+    return False
 
 
 def delete_link(what: str, index: int) -> Order:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import singledispatchmethod
@@ -39,6 +40,9 @@ from kproxy.lab.plan import (
 _ONE_BATCH = {(AddAddress, AddRoute)}
 
 _LOOPBACK = 1
+
+#: Seconds that a new link may take to carry packets, and between two looks at it.
+_CARRIER, _LOOK = 2.0, 0.001
 
 #: Far above the numbers that the kernel hands out, far below 2^31.
 _FIRST_INDEX = 1 << 28
@@ -72,6 +76,8 @@ class Builder:
         self._indexes: dict[tuple[str, str], int] = {}
         #: Orders that wait, by host.
         self._waiting: dict[str, list[Order]] = {}
+        #: Near ends, (host, index), whose far ends wait to be raised.
+        self._rising: list[tuple[str, int]] = []
 
     def close(self) -> None:
         """Close what is open; the network stays."""
@@ -108,6 +114,7 @@ class Builder:
             self._order_waiting()
         finally:
             self._waiting.clear()  # after a refusal: the next steps are others
+            self._rising.clear()
 
     def _channel(self, host: str) -> Channel:
         if host not in self._channels:
@@ -126,6 +133,15 @@ class Builder:
         waiting, self._waiting = self._waiting, {}
         for host, orders in waiting.items():
             wiring.carry_out(self._channel(host), orders)
+        rising, self._rising = self._rising, []
+        for host, index in rising:
+            self._await(host, index)
+
+    def _await(self, host: str, index: int) -> None:
+        """Until a device carries packets: as a rule it does so at the first look."""
+        deadline = time.monotonic() + _CARRIER
+        while not wiring.carries(self._channel(host), index) and time.monotonic() < deadline:
+            time.sleep(_LOOK)
 
     def _index(self, host: str, interface: str) -> int:
         key = (host, interface)
@@ -211,6 +227,7 @@ class Builder:
         self._order(a.host, pair)
         up = f"set {b.host}:{b.interface} up"
         self._wait(b.host, wiring.raise_link(up, far, self._bridge_of(b)))
+        self._rising.append((a.host, near))
         if step.link.shape:
             self._order_waiting()
             for end, index in ((a, near), (b, far)):

@@ -74,7 +74,7 @@ def _start_proxy(lab: LabState, node: str) -> Process:
     if lab.variant:
         argv += ["--iptables-variant", lab.variant]
     state.private_dir(state.host_dir(lab.name, node))
-    return _start(
+    return start(
         lab.name,
         ROLE_PROXY,
         argv,
@@ -100,7 +100,7 @@ def start_responder(lab: str) -> Process:
         path.chmod(0o600)
         listening.listen(16)
         argv = [sys.executable, "-m", "kproxy.lab.pods", lab, str(listening.fileno())]
-        return _start(
+        return start(
             lab, ROLE_PODS, argv, state.lab_dir(lab) / "pods.log", inherit=(listening.fileno(),)
         )
 
@@ -118,7 +118,7 @@ def _notify_path(lab: str) -> Path:
 # --- starting ---------------------------------------------------------------------------------
 
 
-def _start(
+def start(
     lab: str,
     role: str,
     argv: Sequence[str],
@@ -128,6 +128,8 @@ def _start(
     environment: Mapping[str, str] | None = None,
     inherit: Iterable[int] = (),
 ) -> Process:
+    """Start a program that outlives us: recorded before it goes on, its output in ``log``, with no
+    descriptor of ours but those of ``inherit``."""
     environment = {**os.environ, **(environment or {})}
     go, tell = os.pipe()
     with ExitStack() as opened:

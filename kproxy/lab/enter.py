@@ -7,6 +7,7 @@ the devices of that network and /etc/hosts knows the lab's names. Nothing of the
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn
@@ -43,6 +44,8 @@ def become(
     hosts = state.hosts_path(lab.name)
     if hosts.exists():
         mount.bind(hosts, "/etc/hosts")
+    # Python ignores it, and what is ignored stays so: ``yes | head`` must end in silence.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         os.execvpe(argv[0], list(argv), with_lab)
     except (OSError, ValueError) as wrong:  # ValueError: an empty name

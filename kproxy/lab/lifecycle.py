@@ -39,6 +39,7 @@ from kproxy.lab.names import hosts_file
 from kproxy.lab.network import End, Host, Link, Network, namespace_name
 from kproxy.lab.plan import plan
 from kproxy.lab.topology import Topology
+from kproxy.lab.uml import resident
 from kproxy.lab.undo import UndoLog
 
 #: The one file in the manifests folder: replaced as a whole, so no proxy sees half a change.
@@ -95,9 +96,13 @@ def up(
         there = state.find(name)
         if there is not None:
             return Made(_again(there, wanted, say), None)
+        if resident.running(name):
+            raise LabError(
+                f"lab {name} is up on a kernel of its own",
+                hint=f"first: kproxy lab down --name {name}; or give this one another --name",
+            )
         if UndoLog(name).exists():
-            say(f"lab {name} was left half made: cleaning it first")
-            _take_down(name)
+            clean(name, say)
         _check_names(wanted)
         try:
             UndoLog(name).begin()
@@ -106,8 +111,7 @@ def up(
         except BaseException as why:
             if isinstance(why, KeyboardInterrupt):
                 say("interrupted: taking down again what is there")
-            with _undisturbed():
-                _take_down(name)
+            discard(name)
             raise
         return Made(wanted, edit)
 
@@ -119,6 +123,19 @@ def down(name: str) -> bool:
             return False
         _take_down(name)
         return True
+
+
+def clean(name: str, say: Say) -> None:
+    """Take away what is recorded of a lab that is not whole. The caller holds its lock."""
+    what = "its machine is gone" if resident.find(name) else "it was left half made"
+    say(f"lab {name}: {what}: cleaning it first")
+    discard(name)
+
+
+def discard(name: str) -> None:
+    """Take down whatever is recorded of a lab, come what may. The caller holds its lock."""
+    with _undisturbed():
+        _take_down(name)
 
 
 def opened(name: str) -> LabState:
@@ -317,6 +334,7 @@ def _builder(lab: str) -> Builder:
 def _take_down(name: str) -> None:
     """Undo by record: proxies and responder first, so that no socket keeps a namespace alive."""
     log = UndoLog(name)
+    resident.stop(name)
     there = log.read()
     daemons.stop(name, there.processes)
     for namespace in reversed(there.namespaces):

@@ -12,6 +12,10 @@ A lab has three files and a folder::
 A lab with an undo log and no state.json is half made (or half gone): ``lab down`` and the next
 ``lab up`` clean it. Only what the log names is ever removed. All files are 0600 in folders 0700.
 
+A lab on a kernel of its own has here the undo log, which names the processes of its machine, and
+what belongs to the machine (:mod:`kproxy.lab.uml.resident`); all else is inside. That needs no
+root: another user's folders are $XDG_RUNTIME_DIR/kproxy-labs-UID and ~/.local/state/kproxy/labs.
+
 Whoever reads a state in order to change it holds :func:`lock` from before the read until after
 :func:`save`.
 """
@@ -30,6 +34,7 @@ import msgspec
 from kproxy.errors import LabError, MachineError, UsageError
 from kproxy.lab.model import Allocations, LabState, Pod
 from kproxy.lab.topology import NAME
+from kproxy.lab.uml import homes
 
 __all__ = [
     "Allocations",
@@ -41,6 +46,7 @@ __all__ = [
     "forget_allocations",
     "host_dir",
     "hosts_path",
+    "kept_dir",
     "lab_dir",
     "list_allocations",
     "list_labs",
@@ -49,13 +55,32 @@ __all__ = [
     "lock",
     "manifests_dir",
     "private_dir",
+    "require_root",
     "save",
     "save_allocations",
     "write_atomically",
 ]
 
-RUN_DIR = Path("/run/kproxy/labs")
-KEPT_DIR = Path("/var/lib/kproxy/labs")
+#: Root's, and so those of every lab inside its machine.
+ROOTS_KEPT_DIR = Path("/var/lib/kproxy/labs")
+
+
+def _run_dir() -> Path:
+    return Path("/run/kproxy/labs") if os.geteuid() == 0 else homes.users_own("labs")
+
+
+def _kept_dir() -> Path:
+    if os.geteuid() == 0:
+        return ROOTS_KEPT_DIR
+    home = Path(os.environ.get("HOME") or "/")
+    above = Path(os.environ.get("XDG_STATE_HOME") or home / ".local" / "state")
+    # A user without a home keeps nothing for longer than the machine runs.
+    usable = os.access(home, os.W_OK) or os.access(above, os.W_OK)
+    return above / "kproxy" / "labs" if usable else _run_dir() / ".kept"
+
+
+RUN_DIR = _run_dir()
+KEPT_DIR = _kept_dir()
 
 #: Lab names become part of namespace names and of unix socket paths (107 bytes at most).
 MAX_LAB_NAME = 24
@@ -72,10 +97,10 @@ def check_name(lab: str) -> None:
         )
 
 
-def _need_root() -> None:
-    """The records are root's alone, as namespaces are: say so before a PermissionError does."""
-    if os.geteuid() != 0:
-        raise MachineError("labs need root", hint="try again with sudo")
+def _check_owner() -> None:
+    """The records are their user's alone. MachineError when somebody else has put some in place."""
+    if os.geteuid() != 0 and RUN_DIR.exists():
+        homes.check_private(RUN_DIR)
 
 
 # --- places -----------------------------------------------------------------------------------
@@ -90,6 +115,11 @@ def manifests_dir(lab: str) -> Path:
     return lab_dir(lab) / "manifests"
 
 
+def kept_dir(lab: str) -> Path:
+    """What outlives a lab."""
+    return KEPT_DIR / lab
+
+
 def host_dir(lab: str, host: str) -> Path:
     """Log, lock file and proxy state of one node."""
     return lab_dir(lab) / "hosts" / host
@@ -101,17 +131,23 @@ def hosts_path(lab: str) -> Path:
 
 
 def list_labs() -> tuple[str, ...]:
-    """Names of all labs that are up, half made or half gone, sorted."""
-    _need_root()
-    if not RUN_DIR.is_dir():
-        return ()
-    return tuple(
-        sorted(
-            entry.name
-            for entry in RUN_DIR.iterdir()
-            if (entry / "undo.jsonl").exists() or (entry / "state.json").exists()
-        )
-    )
+    """Names of all labs that are up, half made or half gone, sorted: ours, not other users'."""
+    _check_owner()
+    return tuple(sorted(_recorded())) if RUN_DIR.is_dir() else ()
+
+
+def require_root() -> None:
+    """MachineError for who is not root: to be called where none of the user's own labs can be
+    meant. Root's are not to be seen."""
+    if os.geteuid() != 0:
+        hint = "try again with sudo, or on a kernel of your own: kproxy lab up --kernel uml"
+        raise MachineError("labs on this kernel need root", hint=hint)
+
+
+def _recorded() -> Iterator[str]:
+    for entry in RUN_DIR.iterdir():
+        if (entry / "undo.jsonl").exists() or (entry / "state.json").exists():
+            yield entry.name
 
 
 # --- state ------------------------------------------------------------------------------------
@@ -123,7 +159,7 @@ def lock(lab: str) -> Iterator[None]:
 
     The lock's file goes with the lab.
     """
-    _need_root()
+    _check_owner()
     check_name(lab)
     private_dir(RUN_DIR)
     # Beside the lab's folder, not in it: ``forget`` removes the folder while it holds the lock.
@@ -156,7 +192,7 @@ def _locked(path: Path) -> int:
 
 def find(lab: str) -> LabState | None:
     """The state of a lab; None when it is not (wholly) up."""
-    _need_root()
+    _check_owner()
     check_name(lab)
     try:
         text = (lab_dir(lab) / "state.json").read_bytes()
@@ -178,6 +214,8 @@ def load(lab: str) -> LabState:
     if state is not None:
         return state
     others = [name for name in list_labs() if name != lab]
+    if not list_labs():
+        require_root()
     if lab in list_labs():
         raise LabError(
             f"lab {lab} is half made or half gone", hint=f"try: kproxy lab down --name {lab}"
@@ -195,14 +233,14 @@ def load_allocations(lab: str) -> Allocations:
     """What was allocated for the services of a lab of that name, now or earlier."""
     try:
         return msgspec.json.decode(
-            (KEPT_DIR / lab / "allocations.json").read_bytes(), type=Allocations
+            (kept_dir(lab) / "allocations.json").read_bytes(), type=Allocations
         )
     except FileNotFoundError:
         return Allocations()
 
 
 def save_allocations(lab: str, allocations: Allocations) -> None:
-    write_atomically(KEPT_DIR / lab / "allocations.json", msgspec.json.encode(allocations))
+    write_atomically(kept_dir(lab) / "allocations.json", msgspec.json.encode(allocations))
 
 
 def list_allocations() -> tuple[str, ...]:
@@ -213,8 +251,8 @@ def list_allocations() -> tuple[str, ...]:
 def forget_allocations(lab: str) -> None:
     """The next lab of that name starts with fresh cluster IPs and node ports."""
     check_name(lab)
-    if (KEPT_DIR / lab).is_dir():
-        shutil.rmtree(KEPT_DIR / lab)
+    if kept_dir(lab).is_dir():
+        shutil.rmtree(kept_dir(lab))
 
 
 def private_dir(path: Path) -> None:

@@ -55,11 +55,14 @@ class HostFacts(Value, frozen=True):
 
 
 class LabFacts(Value, frozen=True):
-    """One lab. ``topology`` is "" and ``hosts`` empty when it is half made or half gone."""
+    """One lab. ``topology`` is "" and ``hosts`` empty when it is half made or half gone; ``fault``
+    then says more, if more is known. ``kernel`` is ``host``, or ``uml`` when it has its own."""
 
     name: str
     topology: str = ""
     mode: str = ""
+    kernel: str = "host"
+    fault: str = ""
     hosts: tuple[HostFacts, ...] = ()
 
 
@@ -93,7 +96,7 @@ def _survey(name: str, wide: bool) -> LabFacts:
     if wide:
         hosts = [_with_links(name, host) for host in hosts]
     mode = f"{lab.mode}-{lab.variant}" if lab.variant else lab.mode
-    return LabFacts(name, lab.topology.name, mode, tuple(hosts))
+    return LabFacts(name, lab.topology.name, mode, hosts=tuple(hosts))
 
 
 def _node(lab: LabState, node: str, process: Process | None) -> HostFacts:

@@ -19,7 +19,8 @@ from kproxy.lab import state
 
 class Process(Value, frozen=True):
     """A process of ours. ``started`` is field 22 of /proc/PID/stat (clock ticks since boot): with
-    it a recycled pid is told from the process that we started. ``role`` is ``kproxy`` or ``pods``.
+    it a recycled pid is told from the process that we started. ``role`` is ``kproxy`` or ``pods``;
+    of a machine that a lab runs on ``broker`` or ``kernel``.
     """
 
     pid: int

@@ -121,17 +121,12 @@ class ManifestSource:
         Raises :class:`SourceError` for a path that is missing or cannot be looked at: after the
         start that is a refusal, at the start it is a mistyped flag.
         """
+        require(self._paths)
         for at, path in enumerate(self._paths):
             if path == STDIN:
                 self._first_of_stream(path, at, self._stdin, to_end)
-                continue
-            found = find(path)
-            if found.fault:
-                raise SourceError(found.fault, where=path, hint="check the path given with -f")
-            if found.stream:
+            elif find(path).stream:
                 self._first_of_stream(path, at, _open_stream(path), to_end)
-            elif not found.folder:
-                _must_be_readable(path)
         return self.refresh()
 
     def refresh(self) -> Delta:
@@ -313,6 +308,18 @@ class ManifestSource:
         """False while a stream has not given its first document (or its end): until then an object
         that is not here may still come, and nothing should be removed for lack of it."""
         return all(stream.known for stream in self._streams.values())
+
+
+def require(paths: Iterable[str]) -> None:
+    """SourceError for the first path that is missing or cannot be looked at. Reads nothing."""
+    for path in paths:
+        if path == STDIN:
+            continue
+        found = find(path)
+        if found.fault:
+            raise SourceError(found.fault, where=path, hint="check the path given with -f")
+        if not found.stream and not found.folder:
+            _must_be_readable(path)
 
 
 def _open_stream(path: str) -> int:

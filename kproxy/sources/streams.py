@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Callable
 
+from kproxy.errors import SourceError
 from kproxy.sources.text import Contents, Splitter, join, read_piece
 
 _CHUNK = 1 << 16
@@ -20,6 +21,10 @@ _CHUNK = 1 << 16
 _QUIET_MS = 100
 #: A writer that never pauses is not waited for longer than this many seconds.
 _LONGEST = 30.0
+
+#: Bytes of one document at most: seven times a list of 5,000 services with 10 endpoints each. What
+#: never ends would be collected until memory is full.
+MAX_DOCUMENT = 256 << 20
 
 
 class Stream:
@@ -38,12 +43,21 @@ class Stream:
         self._splitter = Splitter()
 
     def read_some(self) -> Contents:
-        """What the bytes that are waiting complete. Call it when the descriptor is readable."""
+        """What the bytes that are waiting complete. Call it when the descriptor is readable.
+
+        SourceError when a document is too long.
+        """
         try:
             data = os.read(self.descriptor, _CHUNK)
         except BlockingIOError:
             return Contents()
         pieces = self._splitter.feed(data) if data else self._splitter.close()
+        if self._splitter.waiting > MAX_DOCUMENT:
+            raise SourceError(
+                f"a document has no end within {MAX_DOCUMENT >> 20} MiB",
+                where=self.name,
+                hint="end each document with a line of ---",
+            )
         self.ended = not data
         self.known = self.known or self.ended or bool(pieces)
         return join(read_piece(piece, self.name) for piece in pieces)

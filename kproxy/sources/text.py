@@ -71,11 +71,19 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[Piece]:
         """Takes more bytes; returns the documents that they completed."""
+        # Looked for in what is new only: a line without end costs no second look.
+        line_end = data.rfind(b"\n") + 1
+        complete = len(self._rest) + line_end if line_end else self._scanned
         self._rest += data
-        pieces = self._cut(self._rest.rfind(b"\n") + 1)
+        pieces = self._cut(complete)
         if self._is_whole_json():
             pieces += self.close()
         return pieces
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of the document that is not complete yet."""
+        return len(self._rest)
 
     def close(self, data: bytes = b"") -> list[Piece]:
         """The last bytes of the text: what is left is the last document."""

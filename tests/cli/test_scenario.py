@@ -80,6 +80,24 @@ def test_a_missing_file_is_wrong_use(tmp_path: Path) -> None:
     assert "missing.yaml" in ended.stderr
 
 
+def test_a_pipe_is_no_scenario_file(tmp_path: Path) -> None:
+    """Nobody is waited for who may never write into it."""
+    path = tmp_path / "case.yaml"
+    os.mkfifo(path)
+    ended = kproxy(path, "--mode", "iptables-nft")
+    assert ended.returncode == 1
+    assert "is no regular file" in ended.stdout + ended.stderr
+
+
+def test_help_says_what_each_command_does() -> None:
+    """In whole sentences: none is cut off."""
+    argv = [sys.executable, "-m", "kproxy", "scenario", "--help"]
+    text = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+    commands = text.partition("Commands:")[2].strip().splitlines()
+    assert [line.split()[0] for line in commands] == ["run", "semantics"]
+    assert all(line.endswith(".") and not line.endswith("...") for line in commands)
+
+
 def test_json(tmp_path: Path) -> None:
     """Results of every file of a folder in every mode asked for; what did not run stands apart."""
     (tmp_path / "a.yaml").write_text(GOOD)

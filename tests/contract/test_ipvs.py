@@ -183,6 +183,30 @@ def test_one_that_returns_takes_new_connections(full: bool) -> None:
     in_force(at.syncer)
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_one_that_returns_alone_leaves_no_gap(full: bool) -> None:
+    """It takes new connections before the one that it replaces stops to: a server on which nobody
+    does refuses, if only for a moment."""
+    at = draining(Family.IPV4)
+    if full:
+        at.syncer.forget()
+    sent = at.door.send
+    most: list[int] = []
+
+    def send(orders: Iterable[Order]) -> list[Refused]:
+        refused: list[Refused] = []
+        for order in orders:
+            refused += sent([order])
+            most.append(max(held.weight for held in at.door.ipvs[at.server].reals.values()))
+        return refused
+
+    at.door.send = send  # type: ignore[method-assign]
+    at.syncer.sync(successor(at.now, plan(0, Family.IPV4, first=1, count=1, ways="cn")))
+    assert set(most) == {1}
+    at.backend.tend()
+    in_force(at.syncer)
+
+
 def test_patience_has_an_end() -> None:
     """With no time granted, connections are cut."""
     at = draining(Family.IPV4, drain_seconds=0.0)

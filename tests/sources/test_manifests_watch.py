@@ -6,13 +6,15 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import pytest
 
 from kproxy.core.events import Delta
 from kproxy.core.objects import Service
+from kproxy.errors import SourceError
+from kproxy.sources import streams
 from kproxy.sources.manifests import ManifestSource
 
 #: Far longer than anything takes: a test that gets here has failed.
@@ -256,6 +258,40 @@ def test_standard_input_that_says_nothing(pipe: tuple[int, int], tmp_path: Path)
         assert source.known
 
     follow(source, story)
+
+
+@pytest.mark.parametrize("patience", [0, LIMIT])
+def test_a_document_without_end_is_given_up(
+    pipe: tuple[int, int], patience: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start and later, with the input's name and the limit; what fits is taken."""
+    monkeypatch.setattr(streams, "MAX_DOCUMENT", 3 << 20)
+    reading, writing = pipe
+    source = ManifestSource(["-"], stdin=reading, patience=patience)
+    if patience:
+        os.write(writing, b"".join((f"{service('a')}---\n".encode(), b"x" * 1000)))
+        assert [obj.key.name for obj in source.load().upserted] == ["a"]
+    else:
+        source.load()
+    writer = threading.Thread(target=write_until_closed, args=(writing,))
+    writer.start()
+    try:
+        with pytest.raises(SourceError, match=r"-: a document has no end within 3 MiB"):
+            asyncio.run(consume(source))
+    finally:
+        os.close(reading)
+        writer.join()
+
+
+def write_until_closed(writing: int) -> None:
+    with suppress(BrokenPipeError):
+        while True:
+            os.write(writing, b"x" * 65536)
+
+
+async def consume(source: ManifestSource) -> None:
+    async for _ in source.watch():
+        pass
 
 
 def test_a_terminal_is_not_waited_for(tmp_path: Path) -> None:

@@ -124,9 +124,13 @@ def node_port_jumps(context: Context) -> list[Rule]:
     ]
 
 
+def _serves_localhost(context: Context) -> bool:
+    return context.serves_localhost
+
+
 #: Sysctls that the rules need, each with its condition; route_localnet only together with the
 #: guard above. Bridged traffic (net/bridge/bridge-nf-call-iptables) is the network plugin's choice.
-SYSCTLS = (("net/ipv4/conf/all/route_localnet", "1", lambda context: context.serves_localhost),)
+SYSCTLS = (("net/ipv4/conf/all/route_localnet", "1", _serves_localhost),)
 
 
 def wanted_sysctls(context: Context) -> frozenset[tuple[str, str]]:

@@ -8,7 +8,7 @@ round. A service port that the kernel refuses is told by name.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from kproxy import logs
 from kproxy.backends.base import Applied
@@ -163,12 +163,16 @@ class IpvsBackend:
 
     def _order(self, patch: Patch) -> None:
         """Servers and real ones that come or change, and those that are let go."""
+        orders: Sequence[Order] = patch.orders
         if len(self._drain):
-            self._drain.forget((order.server, order.real) for order in patch.orders if order.real)
+            # An endpoint that returns while it drains is still there, with weight 0. It takes new
+            # connections again before others are let go, lest for a moment nobody does.
+            orders = [self._returning(order) for order in orders]
+            self._drain.forget((order.server, order.real) for order in orders if order.real)
         quiet = [Order(Verb.SET_REAL, server, real, weight=0) for server, real in patch.let_go]
-        refused = self.door.send([*patch.orders, *quiet])
+        refused = self.door.send([*orders, *quiet])
         self._drain.let_go(patch.let_go, time.monotonic())
-        # An endpoint that returns while it drains is still there, with weight 0.
+        # So it is with one of which only the kernel knew.
         again = [
             each.order._replace(verb=Verb.SET_REAL) for each in refused if refusal.returns(each)
         ]
@@ -176,6 +180,10 @@ class IpvsBackend:
         if again:
             others += self.door.send(again)
         refusal.raise_for_servers(others, patch)
+
+    def _returning(self, order: Order) -> Order:
+        drains = order.verb is Verb.ADD_REAL and (order.server, order.real) in self._drain
+        return order._replace(verb=Verb.SET_REAL) if drains else order
 
     def _remove(self, patch: Patch) -> None:
         if patch.removals:

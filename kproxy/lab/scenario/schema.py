@@ -17,6 +17,7 @@ from kproxy.core.address import canonical_ip
 from kproxy.core.objects import Protocol
 from kproxy.errors import ScenarioError
 from kproxy.lab.traffic.wire import join_host_port
+from kproxy.sources.files import read
 
 Manifest = dict[str, Any]
 
@@ -219,10 +220,10 @@ def claims(modes: tuple[str, ...] | None, mode: str) -> bool:
 def load(path: str | Path) -> list[Scenario | Broken]:
     """Every case of a file. ScenarioError when the file as such cannot be read."""
     try:
-        text = Path(path).read_bytes()
+        _, text = read(str(path))
     except OSError as failed:
         raise ScenarioError(
-            f"cannot be read: {failed.strerror}", where=str(path), hint="check the path"
+            f"cannot be read: {failed.strerror or failed}", where=str(path), hint="check the path"
         ) from failed
     return parse(text, where=str(path))
 

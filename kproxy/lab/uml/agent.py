@@ -29,6 +29,9 @@ from kproxy.lab.uml.job import Job
 #: ends.
 _GRACE = 2.0
 
+#: Bytes of the line after which its writer is told that they were read.
+_TELL_HEARD = channel.LINE_WINDOW // 3
+
 #: linux/reboot.h
 _POWER_OFF = 0x4321FEDC
 
@@ -41,6 +44,7 @@ class Agent:
         self._line = line
         self._live = live
         self._decoder = Decoder()
+        self._heard = 0
         self._poll = select.poll()
         self._jobs: dict[int, Job] = {}
         #: Descriptors that are watched -> the job that they are of.
@@ -81,6 +85,10 @@ class Agent:
             data = os.read(self._line, 65536)
         except OSError:  # EIO: hung up
             return False
+        self._heard += len(data)
+        if self._heard >= _TELL_HEARD:
+            self._send(channel.heard(self._heard))
+            self._heard = 0
         for frame in self._decoder.feed(data):
             if frame.kind is Kind.HALT:
                 return False

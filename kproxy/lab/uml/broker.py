@@ -3,38 +3,33 @@
 ``python -m kproxy.lab.uml.broker LAB DESCRIPTOR MEMORY``, started by
 :mod:`kproxy.lab.uml.resident` in a session of its own; DESCRIPTOR is the socket that it listens on.
 It ends when the machine has ended. SIGTERM ends the machine in good order, and by force when that
-takes too long. Nothing of user-mode Linux outlives it: killed itself, it takes the machine along.
+takes too long. The machine does not outlive it, even when it is killed.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 from contextlib import suppress
 
-from kproxy.kernel.command import find
+from kproxy.errors import KproxyError
 from kproxy.lab import state
-from kproxy.lab.uml import init
-from kproxy.lab.uml.channel import Decoder, Frame, Kind
-from kproxy.lab.uml.session import end_session
+from kproxy.lab.uml import init, resident
+from kproxy.lab.uml.channel import LINE_WINDOW, Decoder, Frame, Kind
+from kproxy.lab.uml.machine import Machine
+from kproxy.lab.undo import Process, UndoLog, start_time
 
 #: Seconds that a machine has to end by itself: its processes get SIGTERM and time to act on it.
+#: Less than what :func:`kproxy.lab.daemons.stop` leaves ourselves.
 _HALT = 2.5
 
 #: Bytes that may wait for the line before clients are no longer listened to.
 _CROWD = 1 << 20
-
-#: linux/prctl.h
-_PDEATHSIG, _SUBREAPER = 1, 36
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Peer:
@@ -68,13 +63,38 @@ class _Peer:
         return (select.POLLIN if listen else 0) | (select.POLLOUT if self.waiting else 0)
 
 
+class _Line(_Peer):
+    """The machine's: takes no more than the machine can hold."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._room = LINE_WINDOW
+
+    def flush(self) -> None:
+        with suppress(BlockingIOError):
+            while self.waiting and self._room:
+                count = self.sock.send(self.waiting[: self._room])
+                del self.waiting[:count]
+                self._room -= count
+
+    def heard(self, count: int) -> None:
+        """The machine has read so many bytes."""
+        self._room += count
+        self.flush()
+
+    def events(self, *, listen: bool = True) -> int:
+        return (select.POLLIN if listen else 0) | (
+            select.POLLOUT if self.waiting and self._room else 0
+        )
+
+
 class Broker:
     """Relays between the machine's line and any number of clients, each with one request."""
 
-    def __init__(self, line: socket.socket, listening: socket.socket, machine: int) -> None:
-        self._line = _Peer(line)
+    def __init__(self, machine: Machine, listening: socket.socket) -> None:
+        self._line = _Line(machine.line)
         self._listening = listening
-        self._machine = machine
+        self._machine = machine.fileno()
         self._clients: dict[int, _Peer] = {}
         self._count = 0
         self._ready: Frame | None = None
@@ -89,8 +109,9 @@ class Broker:
     def _end(self, number: int, frame: object) -> None:
         self._told_to_end = True
 
-    def serve(self) -> None:
-        """Return when the machine has ended, or did not in time after it was told to."""
+    def serve(self) -> bool:
+        """Return when the machine has ended, or did not in time after it was told to. Whether it
+        has been of use: it was up, or was told to end before."""
         deadline: float | None = None
         while True:
             if self._told_to_end and deadline is None:
@@ -98,10 +119,10 @@ class Broker:
                 self._line.send(Frame(Kind.HALT))
             patience = None if deadline is None else max(0, deadline - time.monotonic())
             if patience == 0:
-                return
+                return True
             for fd, events in self._wait(patience):
                 if fd == self._machine:
-                    return
+                    return self._told_to_end or self._ready is not None
                 if fd == self._alarm:
                     os.read(self._alarm, 4096)
                 elif fd == self._listening.fileno():
@@ -141,6 +162,9 @@ class Broker:
         for frame in self._line.decoder.feed(self._line.receive() or b""):
             if frame.kind is Kind.READY:
                 self._begin(frame)
+                continue
+            if frame.kind is Kind.HEARD:
+                self._line.heard(frame.number)
                 continue
             client = self._clients.get(frame.request)
             if client is None:
@@ -186,51 +210,41 @@ class Broker:
             self._line.send(frame)
 
 
-def _boot(lab: str, line: socket.socket, memory: str) -> subprocess.Popen[bytes]:
-    """Start the machine; its console is our standard error, which is its log."""
-    folder = state.lab_dir(lab)
+def _script(lab: str) -> str:
+    """The first program of a lab's machine."""
     live = init.live_folders(
         entry.name for entry in os.scandir("/") if entry.is_dir(follow_symlinks=False)
     )
-    kept = state.kept_dir(lab)
-    state.private_dir(kept)
-    first = folder / "init"
-    text = init.script(lab, live=live, kept=kept, python=sys.executable)
-    state.write_atomically(first, text.encode())
-    first.chmod(0o700)
-    argv = [find("linux.uml") or "linux.uml", "quiet", f"mem={memory}"]
-    argv += ["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw", f"init={first}"]
-    # Its own folder of sockets would be ~/.uml, and stay there.
-    argv += [f"uml_dir={folder}", "umid=uml", "con=null", "con0=null,fd:1"]
-    argv += [f"ssl0=fd:{line.fileno()}"]
-
-    def childs_part() -> None:
-        _libc.prctl(_PDEATHSIG, signal.SIGTERM)
-
-    return subprocess.Popen(
-        argv,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(folder)},
-        stdin=subprocess.DEVNULL,
-        pass_fds=[line.fileno()],
-        preexec_fn=childs_part,  # noqa: PLW1509: this process has one thread
+    state.private_dir(state.kept_dir(lab))
+    return init.script(
+        lab,
+        live=live,
+        kept=state.ROOTS_KEPT_DIR / lab,
+        kept_on_host=state.kept_dir(lab),
+        python=sys.executable,
     )
 
 
-def main() -> None:
+def main() -> int:
     lab, listening_fd, memory = sys.argv[1:]
-    # What the machine leaves behind when it is killed becomes our child, and is found.
-    _libc.prctl(_SUBREAPER, 1)
-    line, machines = socket.socketpair()
-    with socket.socket(fileno=int(listening_fd)) as listening, line:
-        with machines:
-            machine = _boot(lab, machines, memory)
-        ended = os.pidfd_open(machine.pid)
+    home = resident.home(lab)
+    state.private_dir(home)
+    with socket.socket(fileno=int(listening_fd)) as listening:
         try:
-            Broker(line, listening, ended).serve()
-        finally:
-            end_session(os.getpid())
-            machine.wait()
+            with Machine(home, _script(lab), memory=memory) as machine:
+                started = start_time(machine.pid)
+                if started is not None:
+                    kernel = Process(machine.pid, started, resident.ROLE_KERNEL)
+                    UndoLog(lab).process(kernel)
+                if not Broker(machine, listening).serve():
+                    machine.line.setblocking(True)
+                    machine.wait_ready()  # says why it never was
+        except (KproxyError, OSError) as error:
+            # Our log's last line is what the user is told.
+            sys.stderr.write(f"{error}\n")
+            return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

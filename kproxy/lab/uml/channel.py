@@ -34,6 +34,11 @@ WINDOW = 65536
 #: Bytes of data in one frame: small enough that others are not kept waiting.
 CHUNK = 16384
 
+#: Bytes on the line towards the machine that are not read yet. The terminal layer holds 4,095
+#: and stops the driver 128 before that; UML's serial driver, once stopped, never listens again
+#: (line_throttle takes the interrupt away, seen on 6.1).
+LINE_WINDOW = 3072
+
 #: The stream of a terminal, in both directions. No file descriptor has this number.
 TERMINAL = 255
 
@@ -51,6 +56,7 @@ class Kind(IntEnum):
     GONE = 8  #: → the client is no more (said by the broker)
     STATUS = 9  #: ← how the command ended; the last frame of a request
     HALT = 10  #: → end the machine
+    HEARD = 11  #: ← so many bytes of the line were read, whosever they were (for who writes to it)
 
 
 class Frame(NamedTuple):
@@ -64,7 +70,7 @@ class Frame(NamedTuple):
 
     @property
     def number(self) -> int:
-        """The payload of CREDIT and SIGNAL."""
+        """The payload of CREDIT, SIGNAL and HEARD."""
         return int(_NUMBER.unpack(self.payload)[0])
 
     @property
@@ -81,6 +87,10 @@ class Frame(NamedTuple):
 
 def credit(request: int, stream: int, count: int) -> Frame:
     return Frame(Kind.CREDIT, request, stream, _NUMBER.pack(count))
+
+
+def heard(count: int) -> Frame:
+    return Frame(Kind.HEARD, payload=_NUMBER.pack(count))
 
 
 def signalled(number: int) -> Frame:

@@ -60,6 +60,10 @@ mount -t proc proc proc
 mount -t sysfs sysfs sys
 mount -t devtmpfs devtmpfs dev
 mkdir -p dev/pts dev/shm
+# What udev makes elsewhere; shells name pipes by it.
+for link in fd:fd stdin:fd/0 stdout:fd/1 stderr:fd/2; do
+    ln -sf /proc/self/"${{link#*:}}" dev/"${{link%%:*}}"
+done
 mount -t devpts -o ptmxmode=666 devpts dev/pts
 mount -t tmpfs tmpfs dev/shm
 mount -t tmpfs -o mode=755 tmpfs run

@@ -30,7 +30,7 @@ from typing import Self
 
 from kproxy.errors import LabError, MachineError
 from kproxy.kernel import command
-from kproxy.lab.uml.channel import Decoder, Frame, Kind
+from kproxy.lab.uml.channel import LINE_WINDOW, Decoder, Frame, Kind
 
 KERNEL = "linux.uml"
 
@@ -142,6 +142,9 @@ class Machine:
         self.home = home
         self._console = home / "console"
         self._decoder = Decoder()
+        #: What waits for the line, and how many bytes it may take now.
+        self._waiting = bytearray()
+        self._room = LINE_WINDOW
         first = home / "init"
         first.write_text(script)
         first.chmod(0o700)
@@ -204,11 +207,18 @@ class Machine:
     # --- its line ----------------------------------------------------------------------------
 
     def send(self, frame: Frame) -> None:
-        """LabError when the machine is gone."""
+        """Now, or while :meth:`frames` is listened to. LabError when the machine is gone."""
+        self._waiting += frame.encode()
+        self._flush()
+
+    def _flush(self) -> None:
+        count = min(self._room, len(self._waiting))
         try:
-            self.line.sendall(frame.encode())
+            self.line.sendall(self._waiting[:count])
         except OSError:
             raise self.gone("it ended") from None
+        del self._waiting[:count]
+        self._room -= count
 
     def frames(self, deadline: float | None = None) -> Iterator[Frame]:
         """What the agent says, until the machine is gone (LabError) or ``deadline`` has passed
@@ -223,7 +233,12 @@ class Machine:
                 data = b""
             if not data:
                 raise self.gone("it ended")
-            yield from self._decoder.feed(data)
+            for frame in self._decoder.feed(data):
+                if frame.kind is Kind.HEARD:
+                    self._room += frame.number
+                    self._flush()
+                else:
+                    yield frame
 
     def wait_ready(self, patience: float = PATIENCE) -> str:
         """Until the agent speaks; the version of the machine's kernel.

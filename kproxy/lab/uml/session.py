@@ -10,11 +10,17 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def end_session(leader: int) -> None:
-    """Kill every process of the session that ``leader`` began, but for itself and the caller;
-    return when they have ended. Nothing happens when there is none."""
-    spared = {leader, os.getpid()}
-    while found := _members(leader) - spared:
+def end_session(leader: int, started: int) -> None:
+    """Kill every process of the session that ``leader`` began, which itself has been ended; return
+    when they have ended. Nothing happens when there is none.
+
+    ``started`` is the leader's field 22 of /proc/PID/stat. A session keeps its leader's number from
+    being given out again; so a leader that started at another time says that ours has no member.
+    """
+    fields = _fields(leader)
+    if fields is not None and int(fields[19]) != started:
+        return
+    while found := _members(leader):
         for pid in found:
             _kill(pid, leader)
 
@@ -22,20 +28,26 @@ def end_session(leader: int) -> None:
 def _members(session: int) -> set[int]:
     """Processes of a session that have not ended."""
     return {
-        int(entry.name)
-        for entry in os.scandir("/proc")
-        if entry.name.isdigit() and _session_of(int(entry.name)) == session
+        int(name)
+        for name in os.listdir("/proc")
+        if name.isdigit() and _session_of(int(name)) == session
     }
 
 
 def _session_of(pid: int) -> int | None:
-    """Field 6 of /proc/PID/stat; None for a process that has ended."""
+    """The session of a process; None when it has ended."""
+    fields = _fields(pid)
+    return None if fields is None or fields[0] in "ZX" else int(fields[3])
+
+
+def _fields(pid: int) -> list[str] | None:
+    """/proc/PID/stat from its third field on; None when there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[3])
+    # The command name is in parentheses and may hold spaces and parentheses itself: proc(5).
+    return stat.rpartition(")")[2].split()
 
 
 def _kill(pid: int, session: int) -> None:
@@ -48,5 +60,3 @@ def _kill(pid: int, session: int) -> None:
                 select.select([fd], [], [])
         finally:
             os.close(fd)
-        with suppress(ChildProcessError):  # not our child: init takes its status
-            os.waitpid(pid, os.WNOHANG)

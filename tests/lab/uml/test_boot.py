@@ -62,6 +62,17 @@ def test_streams_come_apart_and_byte_for_byte(boot: Boot) -> None:
     assert taken.streams[2] == bytes(range(255, -1, -1)) * 64
 
 
+def test_more_is_said_to_it_than_its_terminal_holds(boot: Boot) -> None:
+    """A long command line and environment; what is said afterwards still arrives: without it the
+    output would stop at its window."""
+    taken = Taken()
+    environment = {**os.environ, "KP_LONG": "x" * 100_000}
+    script = 'printf %s "$KP_LONG"; head -c 300000 /dev/zero'
+    argv = ["sh", "-c", script, "sh", *["y" * 100] * 500]
+    assert boot.run(argv, take=taken, environment=environment) == 0
+    assert taken.streams[1] == b"x" * 100_000 + bytes(300_000)
+
+
 @pytest.mark.parametrize(
     ("argv", "status"),
     [

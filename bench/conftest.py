@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def sysctl_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Namespaces end without a cleanup: what is recorded of their sysctls goes with the rest."""
+    monkeypatch.setenv("KPROXY_RECORDS", str(tmp_path / "records"))
+
+
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     """The files are collected whatever the name pattern of tests is."""
     if file_path.name.startswith("bench_") and file_path.suffix == ".py":

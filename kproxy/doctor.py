@@ -22,6 +22,9 @@ from pyroute2 import IPVS, IPSet
 from pyroute2.netlink.exceptions import NetlinkError as RefusedByKernel
 
 from kproxy.backends import registry
+from kproxy.backends.xtables.door import tool
+from kproxy.backends.xtables.host import asks_sets, counts_packets
+from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family, Value
 from kproxy.errors import KernelError, KproxyError, MachineError
 from kproxy.kernel import capabilities, command, netns, sysctl
@@ -338,6 +341,20 @@ def _tool(name: str) -> Probe:
     return probe
 
 
+def _in_rules(works: Callable[[Family, Variant], bool]) -> Probe:
+    """A match that a proxy can do without: in which variants' rules it loads."""
+
+    def probe() -> str:
+        there = [each for each in Variant if command.find(tool(Family.IPV4, each, "restore"))]
+        found = [str(variant) for variant in there if works(Family.IPV4, variant)]
+        if not found:
+            raise MachineError("rules that use it do not load")
+        return f"in rules of {' and '.join(found)}"
+
+    return probe
+
+
+_NFACCT = _module("xt_nfacct", "CONFIG_NETFILTER_XT_MATCH_NFACCT")
 _CONNTRACK = _module("nf_conntrack", "CONFIG_NF_CONNTRACK")
 _NETEM = f"{_module('sch_netem', 'CONFIG_NET_SCH_NETEM')}, or --kernel uml"
 _TBF = _module("sch_tbf", "CONFIG_NET_SCH_TBF")
@@ -350,7 +367,9 @@ _FEATURE_PROBES: tuple[tuple[str, str, Probe, str], ...] = (
     ("dummy device", "ipvs", _device("dummy"), _module("dummy", "CONFIG_DUMMY")),
     ("tun", "fastpath", _tun, _module("tun", "CONFIG_TUN")),
     ("connection tracking", "all modes", _conntrack, _CONNTRACK),
-    ("ipset", "ipvs", _ipset, _module("ip_set", "CONFIG_IP_SET")),
+    ("ipset", "ipvs, iptables: stray packets", _ipset, _module("ip_set", "CONFIG_IP_SET")),
+    ("set match", "the same", _in_rules(asks_sets), _module("xt_set", "CONFIG_NETFILTER_XT_SET")),
+    ("packet counters", "two metrics of iptables", _in_rules(counts_packets), _NFACCT),
     ("netem", "links with delay or loss", _queue("netem", delay=1000), _NETEM),
     ("tbf", "links with a rate", _queue("tbf", rate="1mbit", burst=65536, latency="50ms"), _TBF),
     ("SCTP", "SCTP between real sockets", _sctp, _SCTP),

@@ -53,6 +53,18 @@ def fastpath(request: pytest.FixtureRequest) -> ModuleType:
     return load_build("_fastpath", request.param)
 
 
+@pytest.fixture(autouse=True)
+def sysctl_records(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Namespaces of tests end without a cleanup: what is recorded of their sysctls is not left in
+    the host's folder, where a later namespace with the same number would find it."""
+    folder = tmp_path_factory.getbasetemp() / "records" / f"{hash(request.node.nodeid):x}"
+    monkeypatch.setenv("KPROXY_RECORDS", str(folder))
+
+
 # --- what did not run --------------------------------------------------------------------------
 
 

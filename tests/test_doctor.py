@@ -67,3 +67,12 @@ def test_the_examination_is_whole_and_leaves_no_trace() -> None:
         assert works or found.remedy, found
         assert found.why, found
     assert report.usable
+
+
+@pytest.mark.kernel
+def test_matches_in_rules_are_told_by_variant() -> None:
+    """In which rules a match loads that modes can do without; when in none, that it does not."""
+    assert doctor._in_rules(lambda family, variant: variant == "nft")() == "in rules of nft"
+    assert doctor._in_rules(lambda family, variant: True)() == "in rules of legacy and nft"
+    with pytest.raises(MachineError, match="do not load"):
+        doctor._in_rules(lambda family, variant: False)()

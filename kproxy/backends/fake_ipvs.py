@@ -17,11 +17,10 @@ from kproxy.backends.fake import FakeIptables
 from kproxy.backends.ipvs.sysctls import NAMES
 from kproxy.core.members import LAYOUTS, size_of, told
 from kproxy.core.objects import Family
-from kproxy.core.servers import Held, HeldReal, HeldServer, Order, Refused, Verb
+from kproxy.core.servers import Held, HeldReal, HeldServer, Order, Refused, Timeouts, Verb
 from kproxy.errors import MemberError, NetlinkError
 from kproxy.kernel.dummy import RefusedAddress
 from kproxy.kernel.ipset import Change
-from kproxy.kernel.ipvs import Timeouts
 
 SCHEDULERS = frozenset(
     ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf")
@@ -35,7 +34,7 @@ class FakeIpvs(FakeIptables):
 
     ``ipvs`` are the virtual servers, ``device`` the addresses of the dummy device (None: there is
     none), ``spoilt`` server keys of which the kernel takes nothing, with the errno that it says,
-    ``spoilt_members`` the same for members of sets.
+    ``spoilt_members`` the same for members of sets, ``hosts`` the node's own addresses.
     """
 
     def __init__(self, family: Family = Family.IPV4) -> None:
@@ -46,12 +45,15 @@ class FakeIpvs(FakeIptables):
         self.device: set[str] | None = None
         self.spoilt: dict[bytes, int] = {}
         self.spoilt_members: dict[bytes, int] = {}
+        self.hosts: tuple[str, ...] = ()
         self.idle = Timeouts()
         self.sysctls = dict.fromkeys(NAMES, "0")
 
     # --- sets ----------------------------------------------------------------------------------
 
-    def read_sets(self, kinds: Mapping[str, str]) -> Mapping[str, AbstractSet[bytes] | None]:
+    def read_sets(
+        self, kinds: Mapping[str, str], *, any_form: bool = False
+    ) -> Mapping[str, AbstractSet[bytes] | None]:
         return {
             name: frozenset(self.sets[name]) if self.kinds.get(name) == kind else None
             for name, kind in kinds.items()
@@ -59,7 +61,7 @@ class FakeIpvs(FakeIptables):
 
     def make_sets(self, kinds: Mapping[str, str]) -> None:
         for name, kind in kinds.items():
-            if self.kinds.get(name, kind) != kind:
+            if self.kinds.get(name, kind) != kind and not self.destroy(name):
                 raise NetlinkError(f"set {name} is another program's", errno.EEXIST)
             self.kinds[name] = kind
             self.sets.setdefault(name, set())
@@ -175,6 +177,9 @@ class FakeIpvs(FakeIptables):
         if self.device is not None:
             self.device -= set(addresses)
         return []
+
+    def host_addresses(self) -> Collection[str]:
+        return self.hosts
 
     def remove_device(self) -> None:
         if not self.device:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import sys
 from typing import Any
 
 import click
 
 from kproxy.cli.lab_options import chosen_lab
+from kproxy.errors import KproxyError
 
 #: Commands that read standard input whatever their options say.
 _FED = ("exec", "shell")
 
 
 def wherever(name: str, command: click.Command) -> click.Command:
-    """The command ``lab NAME`` for labs in machines as well: it is the machine that runs it then."""
+    """The command ``lab NAME`` for labs in machines as well: then it runs there."""
     inner = command.callback
     assert inner is not None
     here = inner
@@ -25,8 +27,13 @@ def wherever(name: str, command: click.Command) -> click.Command:
     def callback(**params: Any) -> Any:
         from kproxy.lab.uml import resident
 
-        lab = chosen_lab(params["lab"])
-        if resident.find(lab) is None:
+        try:
+            lab = chosen_lab(params["lab"])
+            machine = resident.find(lab)
+        except KproxyError:
+            # The command says so itself, after what is wrong with its own arguments.
+            return here(**params)
+        if machine is None:
             return here(**params)
         return carry(lab, feeds=name in _FED or reads_stdin(params.get("filenames")))
 
@@ -46,6 +53,6 @@ def carry(lab: str, *, feeds: bool) -> None:
     from kproxy.lab.uml import facts
 
     status = carrier.run(
-        lab, facts.kproxy(*sys.argv[1:]), feeds=feeds, environment={"KPROXY_LAB": lab}
+        lab, facts.kproxy(*sys.argv[1:]), feeds=feeds, environment={**os.environ, "KPROXY_LAB": lab}
     )
     carrier.end_as(status)

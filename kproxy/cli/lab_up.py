@@ -93,7 +93,7 @@ def command(
     registry.parse(mode)
     wanted = catalogue.scaled(catalogue.load(topology), nodes, pods)
     if lab_up_inside.wanted(lab, mode, kernel):
-        lab_up_inside.up(lab, kernel, filenames)
+        lab_up_inside.up(lab, filenames)
     choice = lifecycle.mode_of(mode)
     read = read_paths(filenames)
     begun = time.monotonic()

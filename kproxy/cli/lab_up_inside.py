@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -29,7 +30,7 @@ def wanted(lab: str, mode: str, kernel: str) -> bool:
     return bool(place((mode,), kernel).inside)
 
 
-def up(lab: str, kernel: str, filenames: tuple[str, ...]) -> NoReturn:
+def up(lab: str, filenames: tuple[str, ...]) -> NoReturn:
     """Boot a machine if there is none, bring the lab up in it, and end as that ended.
 
     A machine in which no lab came up is taken away again.
@@ -54,7 +55,10 @@ def up(lab: str, kernel: str, filenames: tuple[str, ...]) -> NoReturn:
                     resident.boot(lab)
             argv = facts.kproxy(*sys.argv[1:])
             status = carry.run(
-                lab, argv, feeds=reads_stdin(filenames), environment={"KPROXY_LAB": lab}
+                lab,
+                argv,
+                feeds=reads_stdin(filenames),
+                environment={**os.environ, "KPROXY_LAB": lab},
             )
             whole = not status or bool(facts.survey(lab).hosts)
         except BaseException:

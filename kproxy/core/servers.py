@@ -23,10 +23,19 @@ SCHEDULER_ANNOTATION = "kproxy/ipvs-scheduler"
 #: Flags of a virtual server (linux/ip_vs.h). What the three of the scheduler mean depends on it.
 PERSISTENT, ONE_PACKET = 0x1, 0x4
 SH_FALLBACK, SH_PORT = 0x8, 0x10
-MH_FALLBACK, MH_PORT = 0x8, 0x10
+MH_PORT = 0x10
 
 #: Forwarding methods of a real server.
 MASQUERADE, LOCAL, TUNNEL, ROUTE = range(4)
+
+
+class Timeouts(NamedTuple):
+    """Seconds that an idle connection is kept: TCP, TCP after a FIN, UDP. 0 means no change when
+    they are set."""
+
+    tcp: int = 0
+    tcp_fin: int = 0
+    udp: int = 0
 
 
 class Scheduling(Value, frozen=True):

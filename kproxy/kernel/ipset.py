@@ -55,7 +55,7 @@ _IN_USE = (BUSY, 4108, errno.EBUSY)
 #: How a kernel says that it has no ipset, or not this type of set.
 _ABSENT = (errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP, 4098)
 
-_VERBS = {codec.CREATE: "make", codec.DESTROY: "destroy", codec.FLUSH: "empty", codec.SWAP: "swap",
+_VERBS = {codec.CREATE: "make", codec.DESTROY: "destroy", codec.SWAP: "swap",
           ADD: "add", DEL: "remove"}  # fmt: skip
 
 
@@ -107,7 +107,8 @@ class IpSets:
 
     def create(self, name: str, kind: str = IP_PORT) -> None:
         """Make a set. Fine when there is the very same; another one of this name and type gives
-        way to an empty one, in one step for the rules that use it."""
+        way to an empty one, in one step for the rules that use it; one of another type as well,
+        unless a rule uses it: that rule would ask it for what it does not have."""
         try:
             self._create(name, kind)
         except NetlinkError as refused:
@@ -125,9 +126,6 @@ class IpSets:
             if refused.errno not in _ABSENT:
                 raise
         return True
-
-    def flush(self, name: str) -> None:
-        self._order(codec.FLUSH, name)
 
     def swap(self, name: str, other: str) -> None:
         """Each gets the other's members, and the rules that use it."""
@@ -180,13 +178,25 @@ class IpSets:
         try:
             self.swap(name, spare)
         except NetlinkError as refused:
-            raise NetlinkError(
-                f"set {name} is another program's: {refused.what}",
-                refused.errno,
-                hint=f"try: ipset destroy {name}",
-            ) from refused
+            if refused.errno != TYPE_MISMATCH:
+                raise
+            self._supplant(name, kind)
         finally:
             self.destroy(spare)
+
+    def _supplant(self, name: str, kind: str) -> None:
+        """Make a set where there is one of another type, or of the other family."""
+        if not self.destroy(name):
+            there = self.heads().get(name)
+            other = there is not None and there.kind != kind
+            what = f"of type {there.kind}" if there and other else "of the other family"
+            raise NetlinkError(
+                f"set {name} is another program's, {what}, and a rule uses it",
+                TYPE_MISMATCH,
+                hint=f"find that rule with: iptables-save | grep -w -e {name} (also ip6tables-save,"
+                f" and iptables-legacy-save), delete it, then: ipset destroy {name}",
+            )
+        self._create(name, kind)
 
     # --- members -------------------------------------------------------------------------------
 
@@ -209,32 +219,41 @@ class IpSets:
             for command, members in ((DEL, change.gone), (ADD, change.added))
         )
 
-    def members(self, name: str, kind: str = IP_PORT) -> set[bytes] | None:
-        """All members; None when there is no such set as :meth:`create` makes."""
+    def members(
+        self, name: str, kind: str = IP_PORT, *, any_form: bool = False
+    ) -> set[bytes] | None:
+        """All members; None when there is no such set as :meth:`create` makes. ``any_form``: one of
+        this kind that holds more or fewer, or says more of each, will do."""
         form = codec.form(kind, self.family)
         found: set[bytes] = set()
         ours = False
         for buffer, at, end in self._listing(attribute(codec.NAME, codec.text(name))):
             head = codec.head_of(buffer, at, end, self.family)
             if head is not None:
-                ours = head[1].ours and head[1].kind == kind
+                ours = _readable(head[1], kind, any_form=any_form)
             if not ours:
                 continue
             for number, start, stop in contents(buffer, at, end):
                 if number == codec.ADT:
                     found.update(form.unpack(buffer[start:stop]))
+        if any_form:
+            found = {one[: form.size] for one in found}
         return found if ours else None
 
-    def read(self, kinds: Mapping[str, str]) -> dict[str, set[bytes] | None]:
+    def read(
+        self, kinds: Mapping[str, str], *, any_form: bool = False
+    ) -> dict[str, set[bytes] | None]:
         """:meth:`members` of many sets, name -> kind. Empty ones are not asked one by one."""
         heads = self.heads()
         found: dict[str, set[bytes] | None] = {}
         for name, kind in kinds.items():
             head = heads.get(name)
-            if head is None or not head.ours or head.kind != kind:
+            if head is None or not _readable(head, kind, any_form=any_form):
                 found[name] = None
+            elif head.elements:
+                found[name] = self.members(name, kind, any_form=any_form)
             else:
-                found[name] = self.members(name, kind) if head.elements else set()
+                found[name] = set()
         return found
 
     def told(self, member: bytes, kind: str = IP_PORT) -> str:
@@ -309,6 +328,10 @@ class IpSets:
             return
         for _, buffer, at, end in found:
             yield buffer, at + codec.HEAD, end
+
+
+def _readable(head: Head, kind: str, *, any_form: bool) -> bool:
+    return head.kind == kind and (head.family if any_form else head.ours)
 
 
 def _sentence(what: str, code: int) -> str:

@@ -32,7 +32,7 @@ from kproxy.errors import NetlinkError
 from kproxy.kernel.ctnetlink import HEADER, REQUEST, attribute, contents
 
 SUBSYSTEM = 6 << 8
-CREATE, DESTROY, FLUSH, SWAP, LIST, ADD, DEL, TYPE = 2, 3, 4, 6, 7, 9, 10, 13
+CREATE, DESTROY, SWAP, LIST, ADD, DEL, TYPE = 2, 3, 6, 7, 9, 10, 13
 
 #: Version 6 of the protocol: every kernel since 2.6.39 takes it, and nothing newer is needed.
 _VERSION = 6
@@ -69,11 +69,12 @@ _PARTS = {number: part for part, (number, _, _) in _WIRE.items()}
 class Head(NamedTuple):
     """A set without its members, of which there are ``elements``. ``ours``: made as
     :class:`kproxy.kernel.ipset.IpSets` makes it, in every respect that its members or a rule could
-    feel."""
+    feel. ``family``: it is of the family that was asked for, so that its members have our form."""
 
     kind: str
     elements: int
     ours: bool
+    family: bool = True
 
 
 class Form:
@@ -214,12 +215,9 @@ def head_of(buffer: bytes, at: int, end: int, family: Family) -> tuple[str, Head
     data = {kind: made[a:b] for kind, a, b in contents(made, 0, len(made))}
     kind = _string(head.get(TYPE_NAME, b""))
     elements = int.from_bytes(data.get(ELEMENTS, b""), "big")
-    ours = (
-        kind in KINDS
-        and head.get(FAMILY) == bytes((family_code(kind, family),))
-        and _is_plain(kind, data)
-    )
-    return _string(head.get(NAME, b"")), Head(kind, elements, ours)
+    same = kind in KINDS and head.get(FAMILY) == bytes((family_code(kind, family),))
+    ours = same and _is_plain(kind, data)
+    return _string(head.get(NAME, b"")), Head(kind, elements, ours, same)
 
 
 def _is_plain(kind: str, data: Mapping[int, bytes]) -> bool:

@@ -15,10 +15,19 @@ import os
 import socket
 import struct
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple, Self
+from typing import Self
 
 from kproxy.core.objects import Family
-from kproxy.core.servers import Held, HeldReal, HeldServer, Order, Refused, Scheduling, Verb
+from kproxy.core.servers import (
+    Held,
+    HeldReal,
+    HeldServer,
+    Order,
+    Refused,
+    Scheduling,
+    Timeouts,
+    Verb,
+)
 from kproxy.errors import NetlinkError
 from kproxy.kernel.channel import Channel
 from kproxy.kernel.ctnetlink import attribute
@@ -30,8 +39,8 @@ from kproxy.kernel.ipvs_codec import (
     GET_SERVICE,
     LARGEST,
     SET_CONFIG,
-    Codec,
     Reals,
+    codec,
     family_id,
     listed,
     numbers,
@@ -55,15 +64,6 @@ _PAGE = 1 << 16
 _MANY = 500
 
 
-class Timeouts(NamedTuple):
-    """Seconds that an idle connection is kept: TCP, TCP after a FIN, UDP. 0 means no change when
-    they are set."""
-
-    tcp: int = 0
-    tcp_fin: int = 0
-    udp: int = 0
-
-
 class Ipvs:
     """One family's servers, in the network namespace of the thread that makes it, for life.
 
@@ -75,7 +75,7 @@ class Ipvs:
         self.family = family
         self._channel = Channel(_NETLINK_GENERIC, "virtual servers")
         try:
-            self._codec = Codec(family, family_number(self._channel, "IPVS", "ip_vs"))
+            self._codec = codec(family, family_number(self._channel, "IPVS", "ip_vs"))
             self._listing = os.open(_LISTING, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             self._channel.close()

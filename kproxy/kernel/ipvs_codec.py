@@ -19,7 +19,7 @@ import errno
 import socket
 import struct
 from collections.abc import Container
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from kproxy.core.objects import Family
 from kproxy.core.servers import (
@@ -185,6 +185,13 @@ class Codec:
         )
         key = found[_REAL_ADDRESS][:size] + found[_REAL_PORT]
         return key, HeldReal(weight, method, active, inactive)
+
+
+@cache
+def codec(family: Family, kind: int) -> Codec:
+    """One for all channels, in whatever thread: all that it keeps is what messages have in common,
+    which takes longer to make than a small send."""
+    return Codec(family, kind)
 
 
 def question(command: int, body: bytes = b"") -> bytes:

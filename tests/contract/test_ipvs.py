@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from time import monotonic
 
 import pytest
 from msgspec.structs import replace
@@ -50,9 +51,11 @@ def some(family: Family, **asked: object) -> Snapshot:
     return snapshot(*plans, family=family, settings_=its)
 
 
-def again(backend: IpvsBackend) -> IpvsBackend:
+def again(backend: IpvsBackend, clock: Callable[[], float] = monotonic) -> IpvsBackend:
     """Another process's backend on the same kernel."""
-    return IpvsBackend(backend.family, backend.variant, door=backend.door, machine=backend.machine)
+    return IpvsBackend(
+        backend.family, backend.variant, door=backend.door, machine=backend.machine, clock=clock
+    )
 
 
 def key_of(plan: PortPlan) -> bytes:
@@ -119,7 +122,7 @@ def test_weight_0_left_behind(ipvs: IpvsBackend, restart: bool) -> None:
 @dataclass
 class Draining:
     """A backend on the in-memory kernel, where service 0 has lost its second endpoint, on which
-    there is a connection."""
+    there is a connection. Its clock stands still but for :meth:`wait`."""
 
     backend: IpvsBackend
     door: FakeIpvs
@@ -127,6 +130,11 @@ class Draining:
     now: Snapshot
     server: bytes
     real: bytes
+    time: list[float]
+
+    def wait(self) -> None:
+        """The pause between two looks."""
+        self.time[0] += PERIOD
 
     def held(self) -> HeldReal | None:
         return self.door.ipvs[self.server].reals.get(self.real)
@@ -134,7 +142,8 @@ class Draining:
 
 def draining(family: Family, **asked: object) -> Draining:
     door = FakeIpvs(family)
-    backend = IpvsBackend(family, "nft", door=door, machine=MACHINE)
+    time = [1000.0]
+    backend = IpvsBackend(family, "nft", door=door, machine=MACHINE, clock=lambda: time[0])
     syncer = Syncer(backend)
     first = some(family, **asked)
     syncer.sync(first)
@@ -142,7 +151,7 @@ def draining(family: Family, **asked: object) -> Draining:
     door.load(server, real, 1)
     now = successor(first, plan(0, family, count=1, ways="cn"))
     syncer.sync(now)
-    return Draining(backend, door, syncer, now, server, real)
+    return Draining(backend, door, syncer, now, server, real, time)
 
 
 def test_connections_live_until_they_end() -> None:
@@ -152,6 +161,7 @@ def test_connections_live_until_they_end() -> None:
     assert at.backend.tend() == PERIOD
     assert at.held() == HeldReal(0, active=1)
     at.door.load(at.server, at.real, 0)
+    at.wait()
     assert at.backend.tend() is None
     assert at.held() is None
     in_force(at.syncer)
@@ -162,11 +172,12 @@ def test_syncs_leave_what_drains_alone() -> None:
     at = draining(Family.IPV4)
     at.syncer.forget()
     assert at.syncer.sync(at.now).written == 0
-    other = Syncer(again(at.backend))
+    other = Syncer(again(at.backend, clock=lambda: at.time[0]))
     assert other.sync(at.now).written == 0
     assert at.held() == HeldReal(0, active=1)
     assert other.backend.tend() == PERIOD
     at.door.load(at.server, at.real, 0)
+    at.wait()
     assert other.backend.tend() is None
     assert at.held() is None
 

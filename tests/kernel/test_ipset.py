@@ -13,7 +13,7 @@ from pyroute2.ipset import IPSet, PortEntry
 from kproxy.core.objects import Family
 from kproxy.errors import NetlinkError
 from kproxy.kernel import command, netns
-from kproxy.kernel.ipset import MAX_MEMBERS, IpSets
+from kproxy.kernel.ipset import IP_PORT, MAX_MEMBERS, IpSets
 
 pytestmark = pytest.mark.kernel
 
@@ -91,7 +91,7 @@ def test_members_come_and_go(sets: IpSets) -> None:
     for _ in range(2):
         sets.remove(NAME, few)
         assert sets.members(NAME) == more - few
-    sets.flush(NAME)
+    sets.remove(NAME, more)
     assert sets.members(NAME) == set()
     sets.add(NAME, ())
 
@@ -124,19 +124,55 @@ def test_another_set_of_the_name_gives_way(sets: IpSets, options: list[str]) -> 
     command.run([*(maker[:-2] if options[0] == "maxelem" else maker), *options])
     sets.add(NAME, some(sets.family, 3))
     assert sets.members(NAME) is None
+    assert sets.members(NAME, any_form=True) == some(sets.family, 3)
+    assert sets.read({NAME: IP_PORT}, any_form=True) == {NAME: some(sets.family, 3)}
     sets.create(NAME)
     assert sets.members(NAME) == set()
     assert command.run(["ipset", "list", "-n"]).stdout.decode().split() == [NAME]
 
 
-def test_a_set_of_another_type_is_left_and_named(sets: IpSets) -> None:
-    """Rules of others may depend on it; the error says how to be rid of it."""
-    command.run(["ipset", "create", NAME, "bitmap:port", "range", "0-10"])
-    assert sets.members(NAME) is None
-    with pytest.raises(NetlinkError, match=f"set {NAME} is another program's") as caught:
-        sets.create(NAME)
-    assert f"ipset destroy {NAME}" in caught.value.hint
+#: Sets that cannot be swapped with one of ours, and what is said of them.
+OTHERS = [
+    (["bitmap:port", "range", "0-10"], "of type bitmap:port"),
+    (["hash:net"], "of type hash:net"),
+    (["hash:ip,port", "family", "other"], "of the other family"),
+]
+
+
+def make_other(family: Family, options: list[str]) -> None:
+    other = {V4: "inet6", V6: "inet"}[family]
+    command.run(["ipset", "create", NAME, *(other if one == "other" else one for one in options)])
+
+
+@pytest.mark.parametrize(("options", "said"), OTHERS, ids=[said for _, said in OTHERS])
+def test_a_set_of_another_type_that_no_rule_uses_gives_way(
+    sets: IpSets, options: list[str], said: str
+) -> None:
+    """Nobody depends on it, and its name is ours."""
+    make_other(sets.family, options)
+    assert sets.members(NAME, any_form=True) is None
+    sets.create(NAME)
+    assert sets.members(NAME) == set()
     assert command.run(["ipset", "list", "-n"]).stdout.decode().split() == [NAME]
+
+
+@pytest.mark.parametrize(("options", "said"), OTHERS, ids=[said for _, said in OTHERS])
+def test_a_set_of_another_type_that_a_rule_uses_is_left_and_named(
+    sets: IpSets, options: list[str], said: str
+) -> None:
+    """The error says what it is, and how to find the rule, without which it gives way."""
+    make_other(sets.family, options)
+    tool = "ip6tables-legacy" if "other" in options and sets.family is V4 else "iptables-legacy"
+    flags = ",".join(["src"] * (options[0].count(",") + 1))
+    rule = ["INPUT", "-m", "set", "--match-set", NAME, flags]
+    command.run([tool, "-w", "5", "-A", *rule])
+    with pytest.raises(NetlinkError, match=f"{NAME} is another program's, {said}, and") as caught:
+        sets.create(NAME)
+    assert f"grep -w -e {NAME}" in caught.value.hint
+    assert command.run(["ipset", "list", "-n"]).stdout.decode().split() == [NAME]
+    command.run([tool, "-w", "5", "-D", *rule])
+    sets.create(NAME)
+    assert sets.members(NAME) == set()
 
 
 def test_swap_changes_all_at_once(sets: IpSets) -> None:

@@ -24,12 +24,13 @@ from kproxy.core.servers import (
     Order,
     Refused,
     Scheduling,
+    Timeouts,
     Verb,
 )
 from kproxy.errors import NetlinkError
 from kproxy.kernel import channel, command, netns
 from kproxy.kernel.channel import Channel
-from kproxy.kernel.ipvs import Ipvs, Timeouts, family_number, told
+from kproxy.kernel.ipvs import Ipvs, family_number, told
 
 V4, V6 = Family.IPV4, Family.IPV6
 VIPS = {V4: "10.0.0.1", V6: "fd00::1"}

@@ -13,22 +13,13 @@ from scapy.packet import Packet
 
 from kproxy.core.objects import Protocol
 from kproxy.core.packet import crc32c
-from kproxy.kernel import netns
 from kproxy.kernel.command import run
 from kproxy.lab.apply import Builder
-from kproxy.lab.network import (
-    FORWARDING_SYSCTLS,
-    Address,
-    End,
-    Host,
-    Link,
-    Network,
-    Route,
-)
-from kproxy.lab.plan import plan
+from kproxy.lab.network import End, Link, Network, Route
 from kproxy.lab.traffic import Reach
 from kproxy.lab.traffic.capture import Capture
 from kproxy.lab.traffic.crafted import Crafted, Place, first_packet, send_all
+from tests.lab.wired import host, wired
 
 ENDS = [("192.0.2.1", "198.51.100.1"), ("2001:db8::1", "2001:db8:1::1")]
 TOKEN = 0x01020304
@@ -64,31 +55,26 @@ LAB = f"g-crafted-{os.getpid()}"
 NETWORK = Network(
     LAB,
     hosts=(
-        Host(
+        host(
             "sender",
-            addresses=(Address("eth0", "192.0.2.1/32"), Address("eth0", "2001:db8::1/128")),
-            routes=(
-                Route("0.0.0.0/0", "eth0", via="192.0.2.254"),
-                Route("::/0", "eth0", via="2001:db8::fe"),
-            ),
-            sysctls=FORWARDING_SYSCTLS,
+            [("eth0", "192.0.2.1/32"), ("eth0", "2001:db8::1/128")],
+            Route("0.0.0.0/0", "eth0", via="192.0.2.254"),
+            Route("::/0", "eth0", via="2001:db8::fe"),
         ),
-        Host(
+        host(
             "router",
-            addresses=(Address("left", "192.0.2.254/32"), Address("left", "2001:db8::fe/128")),
-            routes=(
-                Route("192.0.2.1/32", "left"),
-                Route("2001:db8::1/128", "left"),
-                Route("198.51.100.1/32", "right"),
-                Route("2001:db8:1::1/128", "right"),
-            ),
-            sysctls=(*FORWARDING_SYSCTLS, ("net/ipv4/icmp_ratemask", "0")),
+            [("left", "192.0.2.254/32"), ("left", "2001:db8::fe/128")],
+            Route("192.0.2.1/32", "left"),
+            Route("2001:db8::1/128", "left"),
+            Route("198.51.100.1/32", "right"),
+            Route("2001:db8:1::1/128", "right"),
+            sysctls=["net/ipv4/icmp_ratemask"],
         ),
-        Host(
+        host(
             "receiver",
-            addresses=(Address("eth0", "198.51.100.1/32"), Address("eth0", "2001:db8:1::1/128")),
-            routes=(Route("0.0.0.0/0", "eth0"), Route("::/0", "eth0")),
-            sysctls=FORWARDING_SYSCTLS,
+            [("eth0", "198.51.100.1/32"), ("eth0", "2001:db8:1::1/128")],
+            Route("0.0.0.0/0", "eth0"),
+            Route("::/0", "eth0"),
         ),
     ),
     links=(
@@ -100,18 +86,13 @@ NETWORK = Network(
 
 @pytest.fixture(scope="module")
 def builder() -> Iterator[Builder]:
-    with Builder(LAB) as one:
-        try:
-            one.apply(plan(None, NETWORK))
-            for tool in ("iptables-nft", "ip6tables-nft"):
-                for protocol in ("tcp", "udp"):
-                    for port, target in (("81", ["REJECT"]), ("82", ["DROP"])):
-                        rule = ["-p", protocol, "--dport", port, "-j", *target]
-                        run([tool, "-A", "FORWARD", *rule], namespace=one.fd("router"))
-            yield one
-        finally:
-            for host in NETWORK.hosts:
-                netns.remove(NETWORK.namespace(host.name))
+    with wired(NETWORK) as one:
+        for tool in ("iptables-nft", "ip6tables-nft"):
+            for protocol in ("tcp", "udp"):
+                for port, target in (("81", ["REJECT"]), ("82", ["DROP"])):
+                    rule = ["-p", protocol, "--dport", port, "-j", *target]
+                    run([tool, "-A", "FORWARD", *rule], namespace=one.fd("router"))
+        yield one
 
 
 @pytest.mark.kernel

@@ -13,18 +13,7 @@ import pytest
 from kproxy.core.objects import Protocol
 from kproxy.errors import LabError
 from kproxy.kernel import netns
-from kproxy.lab.apply import Builder
-from kproxy.lab.network import (
-    FORWARDING_SYSCTLS,
-    Address,
-    End,
-    Host,
-    Link,
-    Network,
-    Route,
-    RouteKind,
-)
-from kproxy.lab.plan import plan
+from kproxy.lab.network import End, Link, Network, Route, RouteKind
 from kproxy.lab.traffic import (
     Holding,
     Listener,
@@ -37,6 +26,7 @@ from kproxy.lab.traffic import (
     split_host_port,
 )
 from kproxy.lab.traffic.wire import Answer, Request, decode_answer, next_request, reply
+from tests.lab.wired import host, wired
 
 LAB = f"g-traffic-{os.getpid()}"
 
@@ -44,29 +34,19 @@ LAB = f"g-traffic-{os.getpid()}"
 NETWORK = Network(
     LAB,
     hosts=(
-        Host(
+        host(
             "client",
-            addresses=(Address("eth0", "192.0.2.1/32"), Address("eth0", "2001:db8::1/128")),
-            routes=(
-                Route("0.0.0.0/0", "eth0", via="192.0.2.2"),
-                Route("::/0", "eth0", via="2001:db8::2"),
-            ),
-            sysctls=FORWARDING_SYSCTLS,
+            [("eth0", "192.0.2.1/32"), ("eth0", "2001:db8::1/128")],
+            Route("0.0.0.0/0", "eth0", via="192.0.2.2"),
+            Route("::/0", "eth0", via="2001:db8::2"),
         ),
-        Host(
+        host(
             "server",
-            addresses=(
-                Address("eth0", "192.0.2.2/32"),
-                Address("eth0", "192.0.2.22/32"),
-                Address("eth0", "2001:db8::2/128"),
-            ),
-            routes=(
-                Route("192.0.2.1/32", "eth0"),
-                Route("2001:db8::1/128", "eth0"),
-                Route("198.51.100.0/24", kind=RouteKind.BLACKHOLE),
-                Route("203.0.113.0/24", kind=RouteKind.UNREACHABLE),
-            ),
-            sysctls=FORWARDING_SYSCTLS,
+            [("eth0", "192.0.2.2/32"), ("eth0", "192.0.2.22/32"), ("eth0", "2001:db8::2/128")],
+            Route("192.0.2.1/32", "eth0"),
+            Route("2001:db8::1/128", "eth0"),
+            Route("198.51.100.0/24", kind=RouteKind.BLACKHOLE),
+            Route("203.0.113.0/24", kind=RouteKind.UNREACHABLE),
         ),
     ),
     links=(Link(End("client", "eth0"), End("server", "eth0")),),
@@ -86,18 +66,13 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
-    with Builder(LAB) as builder, Responder() as responder:
-        try:
-            builder.apply(plan(None, NETWORK))
-            server = builder.fd("server")
-            for protocol in (Protocol.TCP, Protocol.UDP):
-                responder.listen("any", server, Listener("any", 80, protocol))
-                responder.listen("one", server, Listener("one", 81, protocol, "192.0.2.22"))
-                responder.listen("six", server, Listener("six", 81, protocol, "2001:db8::2"))
-            yield Stage(builder.fd("client"), server, responder)
-        finally:
-            for host in NETWORK.hosts:
-                netns.remove(NETWORK.namespace(host.name))
+    with wired(NETWORK) as builder, Responder() as responder:
+        server = builder.fd("server")
+        for protocol in (Protocol.TCP, Protocol.UDP):
+            responder.listen("any", server, Listener("any", 80, protocol))
+            responder.listen("one", server, Listener("one", 81, protocol, "192.0.2.22"))
+            responder.listen("six", server, Listener("six", 81, protocol, "2001:db8::2"))
+        yield Stage(builder.fd("client"), server, responder)
 
 
 REACHABLE = [

@@ -6,6 +6,7 @@ Modes and protocols that this kernel lacks run in user-mode Linux (tests/uml).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,10 @@ def runner() -> Iterator[Runner]:
         yield one
 
 
+#: With the variant of the iptables tools that the kernel has, looked up once.
+resolved = cache(registry.resolve)
+
+
 @pytest.mark.parametrize("choice", MODES)
 def test_this_machine_has_the_mode(choice: Choice) -> None:
     """A mode that the machine lacks is no silent hole: the host tools are part of the set-up."""
@@ -50,7 +55,7 @@ def test_this_machine_has_the_mode(choice: Choice) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_scenario(runner: Runner, case: Scenario | Broken, choice: Choice) -> None:
     """Every flow and check meets what is claimed for the mode; something is claimed."""
-    result = runner.run(case, choice)
+    result = runner.run(case, resolved(choice))
     assert result.passed, plain(result)
     if isinstance(case, Scenario) and claims(case.modes, choice.mode):
         assert result.ran
@@ -70,11 +75,13 @@ def _over_sctp(case: Scenario | Broken) -> bool:
 
 @pytest.mark.sctp
 @pytest.mark.ipvs
-@pytest.mark.parametrize("case", filter(_over_sctp, CASES), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [one for one in CASES if _over_sctp(one)], ids=lambda case: case.name
+)
 def test_over_real_sctp(runner: Runner, case: Scenario) -> None:
     """With a kernel that has SCTP, associations stand end to end, answers and all."""
     assert kernel_has(Protocol.SCTP)
-    result = runner.run(case, registry.resolve(registry.parse(str(_INSIDE))))
+    result = runner.run(case, resolved(registry.parse(str(_INSIDE))))
     assert result.passed, plain(result)
 
 
@@ -104,7 +111,7 @@ def test_every_exception_is_met(runner: Runner, choice: Choice) -> None:
     """A row of the exceptions table that no scenario meets says nothing."""
     for case in CASES:
         if runner.unused_rows([choice]) and _may_be_excepted(case, choice):
-            assert runner.run(case, choice).passed
+            assert runner.run(case, resolved(choice)).passed
     assert runner.unused_rows([choice]) == []
 
 

@@ -35,7 +35,7 @@ class Patch(Value, frozen=True, eq=False):
     rule goes there), ``jumps`` lines for the top of base chains, ``surplus`` lines of theirs that
     go before, ``guard`` lines to add to the chain shared with the kubelet (``declare_guard``: it
     has to be made), ``members`` what becomes of the set of endpoints, ``sysctls`` to set. ``full``:
-    the kernel was read for this; ``first``: it held no service of ours.
+    the kernel was read for this; ``first``: it held no rule of any service.
     """
 
     desired: Desired
@@ -168,8 +168,8 @@ def _from_read(desired: Desired, actual: Held) -> Patch:
     nat = tables.get(Table.NAT, {})
     present = {chain for chain in nat if chains.is_service_chain(chain)}
     parts: list[Part] = []
-    first = not present
-    if first:
+    first = not any(nat[chain] for chain in present)
+    if not present:
         # Nothing to compare with: the text is made while it streams into the tool.
         parts += [Part(block) for block in desired.blocks.values() if block.has_chains]
     else:

@@ -321,9 +321,7 @@ def choice_rules(
     targets = list(zip(ends, chains.endpoint_chains(plan.name, ends), strict=True))
     rules = []
     if plan.affinity_seconds is not None:
-        rules += [
-            affinity_rule(plan, names, chain, end, target, context) for end, target in targets
-        ]
+        rules += [affinity_rule(plan, names, chain, *each, context) for each in targets]
     count = len(targets)
     for index, (end, target) in enumerate(targets):
         chance = probability(count - index) if index < count - 1 else ""
@@ -334,25 +332,17 @@ def choice_rules(
 def affinity_rule(
     plan: PortPlan, names: PortChains, chain: str, end: str, target: str, context: Context
 ) -> Rule:
-    return Rule(
-        Table.NAT,
-        chain,
-        Jump(target),
-        comment="" if context.brief else f"{names.label} -> {end}",
-        recent=Recent(target, plan.affinity_seconds),
-    )
+    """To the endpoint that the client was sent to not too long ago."""
+    rule = choice_rule(names, chain, end, target, "", context)
+    return replace(rule, recent=Recent(target, plan.affinity_seconds))
 
 
 def choice_rule(
     names: PortChains, chain: str, end: str, target: str, chance: str, context: Context
 ) -> Rule:
-    return Rule(
-        Table.NAT,
-        chain,
-        Jump(target),
-        comment="" if context.brief else f"{names.label} -> {end}",
-        probability=chance,
-    )
+    """To an endpoint, with a chance; "": in any case."""
+    comment_ = "" if context.brief else f"{names.label} -> {end}"
+    return Rule(Table.NAT, chain, Jump(target), comment=comment_, probability=chance)
 
 
 def endpoint_rules(

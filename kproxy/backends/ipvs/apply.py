@@ -8,7 +8,7 @@ round. A service port that the kernel refuses is told by name.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from kproxy import logs
 from kproxy.backends.base import Applied
@@ -17,10 +17,11 @@ from kproxy.backends.ipvs.chains import LAYOUT
 from kproxy.backends.ipvs.cleanup import clean
 from kproxy.backends.ipvs.diff import Leaving, Patch, diff, leaving
 from kproxy.backends.ipvs.door import Door, KernelDoor
-from kproxy.backends.ipvs.drain import Drain, pause
+from kproxy.backends.ipvs.drain import Drain
 from kproxy.backends.ipvs.fixed import Context
 from kproxy.backends.ipvs.held import Held, settled
 from kproxy.backends.ipvs.host import Machine
+from kproxy.backends.ipvs.knobs import TOLD, Knobs, Told
 from kproxy.backends.ipvs.render import Desired, render
 from kproxy.backends.xtables import ruleset
 from kproxy.backends.xtables.door import tool
@@ -30,10 +31,9 @@ from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family, PortName
 from kproxy.core.servers import Order, Verb
 from kproxy.core.snapshot import Snapshot
-from kproxy.errors import CommandError, KernelError, MemberError
+from kproxy.errors import CommandError, MemberError
 from kproxy.kernel import command
 from kproxy.kernel.ipset import Change
-from kproxy.kernel.ipvs import Timeouts
 
 _log = logs.get("ipvs")
 
@@ -42,7 +42,9 @@ class IpvsBackend:
     """One family, in the network namespace of the calling thread.
 
     ``variant`` is that of the iptables tools. ``door`` and ``machine`` stand for the kernel; left
-    out, they are the host's own. ``scheduler`` is the one that :meth:`probe` tries.
+    out, they are the host's own. ``scheduler`` is the one that :meth:`probe` tries. ``told`` is
+    what the other family has said of sysctls already; left out, it is this process's if the door
+    is. ``clock`` counts seconds.
     """
 
     mode = "ipvs"
@@ -55,17 +57,22 @@ class IpvsBackend:
         scheduler: str = "rr",
         door: Door | None = None,
         machine: Machine | None = None,
+        told: Told | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.family = family
         self.variant = Variant(variant)
         self.door: Door = KernelDoor(family, self.variant) if door is None else door
         self._scheduler = scheduler
         self._machine = machine
+        self._clock = clock
         self._drain = Drain()
         self._desired: Desired | None = None
         #: What was read and not yet looked through for what drains.
         self._found: Held | None = None
-        self._told = ""
+        if told is None:
+            told = TOLD if door is None else Told()
+        self._knobs = Knobs(self.door, family, told)
 
     @property
     def machine(self) -> Machine:
@@ -89,22 +96,33 @@ class IpvsBackend:
 
     def read(self) -> Held:
         door = self.door
+        sysctls_ = {name: door.sysctl(name) for name in sysctls.NAMES}
+        timeouts = door.timeouts()
+        self._knobs.found(sysctls_, timeouts)
         found = Held(
             servers=door.servers().servers,
             sets=door.read_sets(sets.kinds(self.family)),
             addresses=door.addresses(),
             rules=ruleset.read(parse(door.save()), LAYOUT, self.family),
-            sysctls={name: door.sysctl(name) for name in sysctls.NAMES},
-            timeouts=door.timeouts(),
+            sysctls=sysctls_,
+            timeouts=timeouts,
+            hosts=self._hosts(),
         )
         self._found = found
         return found
+
+    def _hosts(self) -> frozenset[str]:
+        """The node's addresses as far as its settings know them."""
+        if self._desired is None:
+            return frozenset()
+        settings = self._desired.snapshot.settings
+        return frozenset((*settings.local_addresses, *settings.node_port_targets.addresses))
 
     def settled(self, desired: Desired) -> Held:
         return settled(desired)
 
     def diff(self, desired: Desired, actual: Held) -> Patch | None:
-        return diff(desired, actual)
+        return self._knobs.without_refused(diff(desired, actual))
 
     def touched(self, patch: Patch) -> Iterator[PortName]:
         return patch.ports()
@@ -120,7 +138,8 @@ class IpvsBackend:
         touched.
         """
         self._adopt(patch.desired)
-        self._set_sysctls(patch)
+        # Before anything else: without them IPVS's connections are not masqueraded.
+        self._knobs.set(patch)
         door, counter = self.door, Tally()
         self._put_members(patch)
         if patch.rules:
@@ -171,7 +190,7 @@ class IpvsBackend:
             self._drain.forget((order.server, order.real) for order in orders if order.real)
         quiet = [Order(Verb.SET_REAL, server, real, weight=0) for server, real in patch.let_go]
         refused = self.door.send([*orders, *quiet])
-        self._drain.let_go(patch.let_go, time.monotonic())
+        self._drain.let_go(patch.let_go, self._clock())
         # So it is with one of which only the kernel knew.
         again = [
             each.order._replace(verb=Verb.SET_REAL) for each in refused if refusal.returns(each)
@@ -190,41 +209,28 @@ class IpvsBackend:
             refusal.raise_for_servers(self.door.send(patch.removals), patch)
             self._drain.forget_servers(order.server for order in patch.removals)
 
-    def _set_sysctls(self, patch: Patch) -> None:
-        """Before anything else: without them IPVS's connections are not masqueraded. One that
-        cannot be set is told; a node that serves nearly right is better than none."""
-        trouble = []
-        for name, value in patch.sysctls:
-            try:
-                self.door.set_sysctl(name, value)
-            except KernelError as refused:
-                trouble.append(str(refused))
-        try:
-            if patch.timeouts:
-                self.door.set_timeouts(Timeouts(*patch.timeouts))
-        except KernelError as refused:
-            trouble.append(str(refused))
-        said = "; ".join(trouble)
-        if said and said != self._told:
-            _log.warning("left as it is", family=int(self.family), why=said)
-        self._told = said
-
     # --- what goes on by itself ----------------------------------------------------------------
 
     def tend(self) -> float | None:
-        """Take away real servers that have drained; see :class:`kproxy.backends.base.Tending`."""
+        """Take away real servers that have drained; see :class:`kproxy.backends.base.Tending`.
+
+        After each of many syncs only those are looked at that have just been let go; the others
+        when their pause is over.
+        """
         if self._desired is None:
             return None
         self._adopt(self._desired)
         drain = self._drain
         if not len(drain):
             return None
-        begun = time.monotonic()
-        patience = self._desired.snapshot.settings.ipvs.drain_seconds
-        verdict = drain.judge(self.door.reals(drain.servers), begun, patience)
-        if verdict.delete:
-            self._delete(verdict.delete)
-        return pause(time.monotonic() - begun) if len(drain) else None
+        begun = self._clock()
+        due = drain.due(begun)
+        if due:
+            patience = self._desired.snapshot.settings.ipvs.drain_seconds
+            verdict = drain.judge(self.door.reals(due), begun, patience)
+            if verdict.delete:
+                self._delete(verdict.delete)
+        return drain.looked(begun, self._clock()) if len(drain) else None
 
     def _delete(self, drained: Collection[Leaving]) -> None:
         orders = [Order(Verb.REMOVE_REAL, server, real) for server, real in drained]
@@ -235,7 +241,7 @@ class IpvsBackend:
     def _adopt(self, desired: Desired) -> None:
         """What the kernel was found to hold at weight 0 drains, whoever began that."""
         if self._found is not None:
-            self._drain.found(leaving(desired, self._found), time.monotonic())
+            self._drain.found(leaving(desired, self._found), self._clock())
             self._found = None
 
     # --- the end -------------------------------------------------------------------------------
@@ -249,7 +255,7 @@ class IpvsBackend:
                 KernelDoor(self.family, other, records=self.door.records), self.family, other,
                 rules_only=True,
             )  # fmt: skip
-        clean(self.door, self.family, self.variant)
+        clean(self.door, self.family, self.variant, hosts=self._hosts())
         self.door.forget_sysctls()
 
 

@@ -30,21 +30,25 @@ def clean(
     *,
     spared: Layout | None = None,
     rules_only: bool = False,
+    hosts: Collection[str] = (),
 ) -> bool:
     """Whether there was anything. ``spared`` is the layout of the mode that serves now in the same
-    variant; ``rules_only`` leaves servers, addresses and sets to whom they belong now."""
+    variant; ``rules_only`` leaves servers, addresses and sets to whom they belong now. ``hosts``:
+    where node ports answered, beside the addresses that the node has now."""
     found = False
     for call in cleanup_calls(LAYOUT, parse(door.save()), family, variant, spared=spared):
         door.restore(chunks(call))
         found = True
-    return found if rules_only else _clean_rest(door, family) or found
+    return found if rules_only else _clean_rest(door, family, hosts) or found
 
 
-def _clean_rest(door: Door, family: Family) -> bool:
-    held = door.read_sets(sets.kinds(family))
+def _clean_rest(door: Door, family: Family, hosts: Collection[str]) -> bool:
+    # kube-proxy makes its own of other sizes.
+    held = door.read_sets(sets.kinds(family), any_form=True)
     members = {name: there for name, there in held.items() if there is not None}
     bound = door.addresses()
-    servers = list(ours(_servers(door), members, bound or (), family))
+    own = (*door.host_addresses(), *hosts)
+    servers = list(ours(_servers(door), members, bound or (), own, family))
     if bound is not None:
         # What is refused goes with the device, or is the other family's reason to keep it.
         door.unbind(bound)
@@ -52,7 +56,7 @@ def _clean_rest(door: Door, family: Family) -> bool:
     if servers:
         orders = [Order(Verb.REMOVE_SERVER, server) for server in servers]
         refusal.raise_for_servers(door.send(orders), None)
-    # All names: kube-proxy makes sets of other sizes, whose members we do not read.
+    # All names: one of another kind is none of which we know members.
     door.destroy_sets(sets.kinds(family), wait=True)
     return bool(members or servers or bound is not None)
 

@@ -12,13 +12,13 @@ from collections.abc import Set as AbstractSet
 from ipaddress import ip_address, ip_network
 
 from kproxy.backends.ipvs import sets
-from kproxy.backends.ipvs.held import FULL_PREFIX, TCP, Held, Timeouts, wanted_sets
+from kproxy.backends.ipvs.held import FULL_PREFIX, TCP, Held, wanted_sets
 from kproxy.backends.ipvs.plan import Virtual
 from kproxy.backends.ipvs.render import Desired
 from kproxy.backends.xtables import ruleset
 from kproxy.backends.xtables.ruleset import RulesPatch
 from kproxy.core.objects import PortName, Value
-from kproxy.core.servers import MASQUERADE, HeldServer, Order, Verb
+from kproxy.core.servers import MASQUERADE, HeldServer, Order, Timeouts, Verb
 from kproxy.core.snapshot import IpvsSettings
 
 #: (server key, real key)
@@ -248,16 +248,19 @@ def leaving(desired: Desired, actual: Held) -> Iterator[Leaving]:
 
 
 def _timeouts(settings: IpvsSettings, actual: Held) -> Timeouts | None:
-    wanted = (settings.tcp_timeout, settings.tcp_fin_timeout, settings.udp_timeout)
+    wanted = _asked(settings)
     if actual.desired is not None:
-        before = actual.desired.snapshot.settings.ipvs
-        held: Timeouts | None = (before.tcp_timeout, before.tcp_fin_timeout, before.udp_timeout)
+        held: Timeouts | None = _asked(actual.desired.snapshot.settings.ipvs)
     else:
         held = actual.timeouts
     differs = [
         value and (held is None or value != held[index]) for index, value in enumerate(wanted)
     ]
     return wanted if any(differs) else None
+
+
+def _asked(settings: IpvsSettings) -> Timeouts:
+    return Timeouts(settings.tcp_timeout, settings.tcp_fin_timeout, settings.udp_timeout)
 
 
 class _Work:

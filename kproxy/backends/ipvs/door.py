@@ -16,12 +16,12 @@ from typing import Protocol
 from kproxy.backends.xtables.door import ToolDoor
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
-from kproxy.core.servers import Held, HeldReal, Order, Refused
+from kproxy.core.servers import Held, HeldReal, Order, Refused, Timeouts
 from kproxy.errors import NetlinkError
-from kproxy.kernel import dummy, sysctl
+from kproxy.kernel import addresses, dummy, sysctl
 from kproxy.kernel.dummy import RefusedAddress
 from kproxy.kernel.ipset import Change, IpSets
-from kproxy.kernel.ipvs import Ipvs, Timeouts
+from kproxy.kernel.ipvs import Ipvs
 
 #: There when IPVS is, in the namespace of the thread that looks.
 _LISTING = Path("/proc/thread-self/net/ip_vs")
@@ -46,12 +46,15 @@ class Door(Protocol):
     def save(self) -> str:
         """All tables as the save tool prints them."""
 
-    def read_sets(self, kinds: Mapping[str, str]) -> Mapping[str, AbstractSet[bytes] | None]:
+    def read_sets(
+        self, kinds: Mapping[str, str], *, any_form: bool = False
+    ) -> Mapping[str, AbstractSet[bytes] | None]:
         """Members of sets, packed, for names and their kinds; None where there is no such set as
-        :meth:`make_sets` makes."""
+        :meth:`make_sets` makes, or, in ``any_form``, none of that kind."""
 
     def make_sets(self, kinds: Mapping[str, str]) -> None:
-        """Make sets that are missing; one of another form gives way to an empty one."""
+        """Make sets that are missing; one of another form gives way to an empty one, and one of
+        another kind as well unless a rule asks it (NetlinkError)."""
 
     def change_sets(self, changes: Iterable[Change]) -> None:
         """Put members in and take members out. MemberError names the first that is refused; others
@@ -84,6 +87,9 @@ class Door(Protocol):
     def unbind(self, addresses: Collection[str]) -> Sequence[RefusedAddress]:
         """Take addresses off it."""
 
+    def host_addresses(self) -> Collection[str]:
+        """The node's own, of both families: all but those on the dummy device."""
+
     def remove_device(self) -> None:
         """The dummy device goes when no address of either family is on it; fine when there is
         none."""
@@ -112,9 +118,11 @@ class KernelDoor:
     def save(self) -> str:
         return self._rules.save()
 
-    def read_sets(self, kinds: Mapping[str, str]) -> Mapping[str, AbstractSet[bytes] | None]:
+    def read_sets(
+        self, kinds: Mapping[str, str], *, any_form: bool = False
+    ) -> Mapping[str, AbstractSet[bytes] | None]:
         with IpSets(self.family) as sets:
-            return sets.read(kinds)
+            return sets.read(kinds, any_form=any_form)
 
     def make_sets(self, kinds: Mapping[str, str]) -> None:
         with IpSets(self.family) as sets:
@@ -175,6 +183,9 @@ class KernelDoor:
 
     def unbind(self, addresses: Collection[str]) -> Sequence[RefusedAddress]:
         return dummy.remove(addresses)
+
+    def host_addresses(self) -> Collection[str]:
+        return addresses.host_addresses()
 
     def remove_device(self) -> None:
         if not dummy.addresses():

@@ -58,6 +58,10 @@ class Drain:
 
     def __init__(self) -> None:
         self._since: dict[Leaving, float] = {}
+        #: Those that were not looked at yet.
+        self._new: set[Leaving] = set()
+        #: When all are to be looked at again.
+        self._next = 0.0
 
     def __contains__(self, leaving: Leaving) -> bool:
         return leaving in self._since
@@ -73,28 +77,50 @@ class Drain:
         """Virtual servers of which something drains."""
         return frozenset(server for server, _ in self._since)
 
+    def due(self, now: float) -> frozenset[bytes]:
+        """Virtual servers to be looked at: all when the pause is over, before that only those of
+        which something was let go since the last look."""
+        if now >= self._next:
+            return self.servers
+        return frozenset(server for server, _ in self._new)
+
+    def looked(self, begun: float, ended: float) -> float:
+        """What was :meth:`due` when a look began has been judged. Seconds to the next one."""
+        self._new.clear()
+        if begun >= self._next:
+            self._next = ended + pause(ended - begun)
+        return max(0.0, self._next - ended)
+
     def found(self, leaving: Iterable[Leaving], now: float) -> None:
         """The kernel was read: these drain, and no others. Known ones keep their time."""
-        self._since = {each: self._since.get(each, now) for each in leaving}
+        known = self._since
+        self._since = {each: known.get(each, now) for each in leaving}
+        self._new = {each for each in self._since if each not in known or each in self._new}
 
     def let_go(self, leaving: Iterable[Leaving], now: float) -> None:
         """These have weight 0 from now on."""
         for each in leaving:
-            self._since.setdefault(each, now)
+            if each not in self._since:
+                self._since[each] = now
+                self._new.add(each)
 
     def forget(self, leaving: Iterable[Leaving]) -> None:
         """These are wanted again, or gone."""
         for each in leaving:
             self._since.pop(each, None)
+            self._new.discard(each)
 
     def forget_servers(self, servers: Iterable[bytes]) -> None:
         """All of these virtual servers is gone."""
         gone = frozenset(servers)
         if gone:
             self._since = {each: at for each, at in self._since.items() if each[0] not in gone}
+            self._new = {each for each in self._new if each[0] not in gone}
 
     def judge(self, loads: Loads, now: float, patience: float) -> Verdict:
-        """See :func:`judge`; what is over is forgotten, what is to be deleted is when it is."""
-        verdict = judge(self._since, loads, now, patience)
+        """See :func:`judge`, for the virtual servers in ``loads``; what is over is forgotten, what
+        is to be deleted is when it is."""
+        since = {each: at for each, at in self._since.items() if each[0] in loads}
+        verdict = judge(since, loads, now, patience)
         self.forget(verdict.over)
         return verdict

@@ -19,7 +19,8 @@ def former(held: Held) -> Former:
     """The ways in and the endpoints of UDP service ports."""
     servers = {key: server for key, server in held.servers.items() if key[-1] == _UDP}
     family = Family.IPV4 if any(len(key) == 7 for key in servers) else Family.IPV6
-    found = {key: servers[key] for key in ours(servers, held.sets, held.addresses or (), family)}
+    known = ours(servers, held.sets, held.addresses or (), held.hosts, family)
+    found = {key: servers[key] for key in known}
     return Former(
         vips=frozenset(_place(key[:-1]) for key in found),
         endpoints=frozenset(_place(real) for server in found.values() for real in server.reals),

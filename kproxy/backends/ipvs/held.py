@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -12,10 +12,7 @@ from kproxy.backends.xtables import ruleset
 from kproxy.backends.xtables.ruleset import RulesHeld
 from kproxy.core import servers as forms
 from kproxy.core.objects import Family
-from kproxy.core.servers import HeldReal, HeldServer
-
-#: Seconds that an idle connection is kept: TCP, TCP after a FIN, UDP.
-Timeouts = tuple[int, int, int]
+from kproxy.core.servers import HeldReal, HeldServer, Timeouts
 
 Servers = Mapping[bytes, HeldServer]
 Sets = Mapping[str, AbstractSet[bytes] | None]
@@ -32,11 +29,15 @@ class Held:
 
     ``servers`` are all of the family, others' too. ``sets``: name in the kernel -> members, None
     where there is no set of that name and kind. ``addresses`` on the dummy device, None when there
-    is none. ``sysctls`` None where the kernel has no such one. ``desired``: what is believed to be
+    is none. ``hosts``: the node's own addresses. ``sysctls`` None where the kernel has no such one.
+    ``desired``: what is believed to be
     in force after a good apply; then the others are made of it when somebody looks.
     """
 
-    __slots__ = ("_addresses", "_rules", "_servers", "_sets", "desired", "sysctls", "timeouts")
+    __slots__ = (
+        *("_addresses", "_rules", "_servers", "_sets"),
+        *("desired", "hosts", "sysctls", "timeouts"),
+    )
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Held:
         servers: Servers | None = None,
         sets: Sets | None = None,
         addresses: AbstractSet[str] | None = None,
+        hosts: Collection[str] = (),
         rules: RulesHeld | None = None,
         sysctls: Mapping[str, str | None] | None = None,
         timeouts: Timeouts | None = None,
@@ -53,6 +55,7 @@ class Held:
         self._sets = sets
         self._addresses = addresses
         self._rules = rules
+        self.hosts = hosts
         self.sysctls = sysctls or {}
         self.timeouts = timeouts
         self.desired = desired

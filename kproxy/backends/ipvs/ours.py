@@ -1,7 +1,9 @@
 """Which virtual servers that the kernel holds are ours, when no plan says so. Pure.
 
-The sets name them to the byte: what stands in a set of VIPs is a server's key. Other programs'
-virtual servers are in none of them, nor on an address of our device.
+The sets name them to the byte: what stands in a set of VIPs is a server's key. Those of node ports
+of TCP and UDP name only the port; their servers are at the node's own addresses, and one of the
+same number elsewhere is another program's. At an address that the node has lost since, none is
+known as ours.
 """
 
 from __future__ import annotations
@@ -37,9 +39,11 @@ def ours(
     servers: Collection[bytes],
     members: Mapping[str, AbstractSet[bytes] | None],
     bound: Collection[str],
+    hosts: Collection[str],
     family: Family,
 ) -> Iterator[bytes]:
-    """Server keys on addresses that are ``bound`` to the device, and those that sets name.
+    """Server keys on addresses that are ``bound`` to the device, those that sets name, and those
+    of node ports at addresses of ``hosts``, the node's own.
 
     ``members`` are those of sets by their name in the kernel.
     """
@@ -48,8 +52,10 @@ def ours(
         return members.get(sets.in_family(name, family)) or frozenset()
 
     addresses = {ip_address(text).packed for text in bound}
+    own = {ip_address(text).packed for text in hosts}
     keys = frozenset[bytes]().union(*(held(name) for name in _KEYS))
     ports = {port + protocol for name, protocol in _PORTS.items() for port in held(name)}
     for server in servers:
-        if server[:-3] in addresses or server in keys or server[-3:] in ports:
+        address = server[:-3]
+        if address in addresses or server in keys or (server[-3:] in ports and address in own):
             yield server

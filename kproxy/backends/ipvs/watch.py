@@ -3,7 +3,8 @@
 Rules and addresses are told of, or cost nothing to look at. Nobody tells of virtual servers and
 sets: they are listed and compared, twice a second as long as that is cheap. A listing takes time
 with the number of endpoints, so that the next one waits a hundred times as long as the last one
-took: a watch never costs more than a hundredth of a core.
+took, and as often again as there are listings: between syncs all of them together never cost more
+than a hundredth of a core.
 
 What we write ourselves becomes what should be there. Of sets only kind and size are compared, and a
 listing that is dear is not made in the middle of syncs but when it is due again: what others do in
@@ -36,7 +37,7 @@ from kproxy.kernel.timer import Ticker
 #: Seconds between two looks at what is cheap.
 PERIOD = 0.5
 
-#: What is dear waits this many times as long as it took.
+#: What is dear waits this many times as long as it took, if nothing else shares the budget.
 PATIENCE = 100
 
 #: Seconds of a core that a sync may spend on learning what it has just made. What others change
@@ -62,11 +63,27 @@ def watch(variant: Variant, families: Iterable[Family], spared: Iterable[str] = 
     return IpvsWatch(variant, tuple(families), spared)
 
 
+class Budget:
+    """A hundredth of a core, for all listings that share it: each has an equal part."""
+
+    def __init__(self) -> None:
+        self._shares = 0
+
+    def join(self) -> None:
+        self._shares += 1
+
+    def wait(self, cost: float) -> float:
+        """Seconds to the next listing after one that took so long; 0 for the next tick."""
+        seconds = PATIENCE * self._shares * cost
+        # What is cheap is due at every tick, whenever exactly that comes.
+        return seconds if seconds > PERIOD else 0.0
+
+
 class Listing(Generic[State]):
     """Something that has to be listed to know whether it is as it was.
 
     ``tell(known, now)`` says what is different, "" when that is nobody's business. ``clocks`` count
-    the seconds of a core that a listing takes; see :func:`clocks`.
+    the seconds of a core that a listing takes; see :func:`clocks`. ``budget`` may be shared.
     """
 
     def __init__(
@@ -74,7 +91,10 @@ class Listing(Generic[State]):
         take: Callable[[], State],
         tell: Callable[[State, State], str],
         clocks: Callable[[], tuple[float, ...]] = clocks,
+        budget: Budget | None = None,
     ) -> None:
+        self._budget = Budget() if budget is None else budget
+        self._budget.join()
         self._take, self._tell, self._clocks = take, tell, clocks
         self._known: State | None = None
         self._last: tuple[float, ...] = ()
@@ -104,9 +124,8 @@ class Listing(Generic[State]):
         cost = min(ended - started for ended, started in zip(self._clocks(), begun, strict=True))
         # One that took long among others that did not was held up by something else.
         self._last = (*self._last[-2:], cost)
-        wait = PATIENCE * self._cost
-        # What is cheap is due at every tick, whenever exactly that comes.
-        self._due = now + wait if wait > PERIOD else 0.0
+        wait = self._budget.wait(self._cost)
+        self._due = now + wait if wait else 0.0
         return state
 
 
@@ -127,12 +146,14 @@ class IpvsWatch:
         self._sets = {family: self._doors.enter_context(IpSets(family)) for family in families}
         self._servers = self._doors.enter_context(Ipvs(families[0]))
         ranges: Ranges = tuple(ip_network(text, strict=False) for text in spared)
+        budget = Budget()
         self._listings = (
             Listing(
                 lambda: essence(self._servers.listing()),
                 partial(_other_servers, families=frozenset(families), spared=ranges),
+                budget=budget,
             ),
-            Listing(self._sizes, _other_sizes),
+            Listing(self._sizes, _other_sizes, budget=budget),
         )
         self._paused = False
         #: What the last look said, since the last sync.

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
-import yaml
 
 from kproxy.core.objects import Protocol
 from kproxy.errors import ScenarioError
+from kproxy.lab.scenario import table
 from kproxy.lab.scenario.facts import Fact, Known
 from kproxy.lab.scenario.schema import MODES, Expect, Flow, SenderKind, Strict, Verdict
 
@@ -54,16 +54,13 @@ class Row(Strict, frozen=True, kw_only=True):
 
 def default_path() -> Path:
     """The table that comes with the project."""
-    return Path(__file__).parents[3] / "netns-lab" / "exceptions.yaml"
+    return table.project_file("exceptions.yaml")
 
 
 def load(path: Path) -> tuple[Row, ...]:
     """The rows of a file; ScenarioError names what is wrong with it."""
-    try:
-        rows = msgspec.convert(yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader), list[Row])
-    except (OSError, yaml.YAMLError, msgspec.ValidationError) as wrong:
-        raise ScenarioError(str(wrong), where=str(path), hint="mend the table") from wrong
-    for mode, count in Counter(row.mode for row in rows).items():
+    found = table.load(path, Row)
+    for mode, count in Counter(row.mode for row in found).items():
         if mode not in MODES:
             raise ScenarioError(f"unknown mode {mode!r}", where=str(path), hint=", ".join(MODES))
         if count > MOST_ROWS:
@@ -72,7 +69,7 @@ def load(path: Path) -> tuple[Row, ...]:
                 where=str(path),
                 hint="mend the mode instead",
             )
-    return tuple(rows)
+    return found
 
 
 def find(rows: Iterable[Row], mode: str, flow: Flow, about: Known = NOTHING) -> Row | None:

@@ -59,7 +59,7 @@ def modes(names: Iterable[str]) -> Modes:
         elif name == "all":
             for choice in registry.choices():
                 try:
-                    found.append(probed(choice))
+                    found.append(probed(registry.resolve(choice)))
                 except MachineError as lacking:
                     missing.append((choice, str(lacking)))
         else:

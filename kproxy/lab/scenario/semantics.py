@@ -12,9 +12,9 @@ from itertools import groupby
 from pathlib import Path
 
 import msgspec
-import yaml
 
 from kproxy.errors import ScenarioError
+from kproxy.lab.scenario import table
 from kproxy.lab.scenario.exceptions import Row as ExceptionRow
 from kproxy.lab.scenario.schema import Broken, Scenario, Strict
 
@@ -57,16 +57,12 @@ class Outcome(msgspec.Struct, frozen=True):
 
 def default_path() -> Path:
     """The rows that come with the project."""
-    return Path(__file__).parents[3] / "netns-lab" / "semantics.yaml"
+    return table.project_file("semantics.yaml")
 
 
 def load_rows(path: Path) -> tuple[Row, ...]:
     """The rows of a file; ScenarioError names what is wrong with it."""
-    try:
-        rows = msgspec.convert(yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader), list[Row])
-    except (OSError, yaml.YAMLError, msgspec.ValidationError) as wrong:
-        raise ScenarioError(str(wrong), where=str(path), hint="mend the table") from wrong
-    return tuple(rows)
+    return table.load(path, Row)
 
 
 def outcomes(text: bytes | str) -> list[Outcome]:

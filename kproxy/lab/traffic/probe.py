@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle, islice
 from typing import Self
 
 from kproxy.core.objects import Family, Protocol, Value, family_of
@@ -43,6 +44,11 @@ PATIENT = 3.0
 
 #: Flows in flight at a time: far below the descriptor limit of a plain session (1024).
 _AT_ONCE = 256
+
+
+#: Ports that no scenario asks for by number, each taken once in a long while.
+_FRESH = range(42_000, 61_000)
+_fresh_ports = cycle(_FRESH)
 
 
 class Probe(Value, frozen=True):
@@ -103,11 +109,23 @@ class _Flow:
         probe = self.probe
         if probe.source_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Else the port is chosen here, one that no other flow from this address has. Left to
-        # connect(2), flows to two service addresses may share one, and IPVS takes the answers of
-        # the endpoint that both of them reach for one connection's (ip_vs_conn_out_get).
         source = probe.source or ("::" if ":" in probe.to else "0.0.0.0")
-        sock.bind((source, probe.source_port))
+        if probe.source_port:
+            sock.bind((source, probe.source_port))
+            return
+        # Else the port is chosen here, one that no other flow from this address has or had. Left to
+        # connect(2), flows to two service addresses may share one, and IPVS takes the answers of
+        # the endpoint that both of them reach for one connection's (ip_vs_conn_out_get). And a
+        # port that comes again within seconds goes on where its last connection went.
+        for port in islice(_fresh_ports, len(_FRESH)):
+            try:
+                sock.bind((source, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
     def _greet(self) -> None:
         assert self.sock is not None

@@ -17,7 +17,7 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -78,7 +78,7 @@ class _Plan:
         if screens:
             self.writers[TERMINAL] = _Writer(ours[screens[0]])
 
-    def request(self, argv: Sequence[str], environment: dict[str, str]) -> Request:
+    def request(self, argv: Sequence[str], environment: Mapping[str, str]) -> Request:
         rows, columns = _size(self.writers[TERMINAL].fd) if self.terminals else (0, 0)
         mask = os.umask(0o077)
         os.umask(mask)
@@ -120,12 +120,13 @@ def run(
     *,
     feeds: bool,
     sinks: tuple[int, int] = (1, 2),
-    environment: dict[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> int:
     """Run ``argv`` in the machine of ``lab``; its exit status, negative for a signal.
 
     ``feeds``: it reads our standard input. ``sinks`` get its output and errors. LabError when the
-    machine is gone, or ends before the command does. For the main thread.
+    machine is gone, or ends before the command does. ``environment``: ours when not given. For the
+    main thread.
     """
     plan = _Plan(argv, feeds=feeds, sinks=sinks)
     with _signals() as heard, resident.connect(lab) as line:
@@ -133,19 +134,20 @@ def run(
         resident.wait_ready(line, lab, decoder)
         line.setblocking(False)
         talk = _Talk(lab, line.fileno(), decoder, plan, heard)
-        request = plan.request(argv, {**os.environ, **(environment or {})})
+        request = plan.request(argv, os.environ if environment is None else environment)
         talk.say(Frame(Kind.START, payload=msgspec.msgpack.encode(request)))
         with _raw(plan.raw):
             return talk.until_the_end()
 
 
-def ask(lab: str, argv: Sequence[str]) -> tuple[int, bytes, bytes]:
+def ask(lab: str, argv: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bytes, bytes]:
     """Run a command that reads nothing; its status, output and errors."""
     with (
         os.fdopen(os.memfd_create("output"), "w+b") as output,
         os.fdopen(os.memfd_create("errors"), "w+b") as errors,
     ):
-        status = run(lab, argv, feeds=False, sinks=(output.fileno(), errors.fileno()))
+        sinks = output.fileno(), errors.fileno()
+        status = run(lab, argv, feeds=False, sinks=sinks, environment=environment)
         output.seek(0)
         errors.seek(0)
         return status, output.read(), errors.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import msgspec
@@ -11,6 +12,8 @@ from kproxy.lab.survey import LabFacts
 from kproxy.lab.uml import carry, resident
 
 KERNEL = "uml"
+
+_COMPLETING = "_KPROXY_COMPLETE"
 
 
 def kproxy(*words: str) -> list[str]:
@@ -38,7 +41,9 @@ def workloads(lab: str) -> list[str]:
 
 
 def _told(lab: str, *words: str) -> bytes:
-    status, output, errors = carry.ask(lab, kproxy(*words))
+    # A shell that completes a word says so in the environment: it does not mean this command.
+    environment = {name: text for name, text in os.environ.items() if name != _COMPLETING}
+    status, output, errors = carry.ask(lab, kproxy(*words), environment)
     if status:
         said = errors.decode(errors="replace").strip().removeprefix("kproxy: ")
         raise LabError(said or f"kproxy ended with {status} in the machine of lab {lab}")

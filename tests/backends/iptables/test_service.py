@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.render import render_rules
 from kproxy.backends.iptables.service import Context, service_rules
+from kproxy.backends.iptables.walk import Fate, Packet, Walker
 from kproxy.backends.xtables.rules import Drop, Goto, Jump, Recent, Reject, Rule, Table
-from kproxy.core.objects import Family
+from kproxy.core.objects import Family, Protocol
 from kproxy.core.policy import Client, Entry, Use, Verdict, treatment, verdict
 from kproxy.core.snapshot import PortPlan
 from tests.backends.iptables.plans import (
@@ -23,44 +26,51 @@ from tests.backends.iptables.plans import (
     settings,
     snapshot,
 )
-from tests.backends.iptables.walk import Packet, Walker
 
 OUTSIDE = {V4: "203.0.113.9", V6: "2001:db8:3::9"}
 #: A pod of this node that is no endpoint.
 POD = {V4: "10.180.0.99", V6: "fd00:10::99"}
 
 
-def walker(plan: PortPlan, its: Context) -> Walker:
+#: Endpoint -> masqueraded, for every one that chance may choose, and what becomes of the packet.
+Outcome = tuple[dict[str, bool], set[Fate]]
+
+
+def walker(plan: PortPlan, its: Context) -> Callable[[Packet], Outcome]:
+    """Sends first packets through the rules of one service port."""
     whole = snapshot(plan, family=its.family, settings_=its.settings)
-    return Walker(render_rules(whole, its), {*its.settings.addresses, "127.0.0.1", "::1"})
+    walk = Walker(render_rules(whole, its), its.settings.addresses).walk
+
+    def outcome(packet: Packet) -> Outcome:
+        ways = walk(packet).outcomes
+        ends = {way.endpoint: way.masquerade for way in ways if way.fate is Fate.TRANSLATED}
+        return ends, {way.fate for way in ways}
+
+    return outcome
 
 
-def packets(
-    plan: PortPlan, family: Family
-) -> list[tuple[Entry, Client, Packet, str, tuple[str, ...]]]:
-    """Every client kind to every way in: (entry, client, packet, nat hook, filter hooks)."""
+def coming(source: str, destination: str, port: int, device: str = "eth0") -> Packet:
+    return Packet(source, destination, Protocol.TCP, port, device)
+
+
+def packets(plan: PortPlan, family: Family) -> list[tuple[Entry, Client, Packet]]:
+    """Every client kind to every way in."""
     node = ADDRESSES[family][3]
-    ways = [(Entry.INTERNAL, plan.cluster_ip, plan.port, "FORWARD")] if plan.cluster_ip else []
-    ways += [(Entry.EXTERNAL, ip, plan.port, "FORWARD") for ip in plan.external_ips]
-    ways += [(Entry.EXTERNAL, ip, plan.port, "FORWARD") for ip in plan.load_balancer_ips]
+    ways = [(Entry.INTERNAL, plan.cluster_ip, plan.port)] if plan.cluster_ip else []
+    ways += [(Entry.EXTERNAL, ip, plan.port) for ip in plan.external_ips]
+    ways += [(Entry.EXTERNAL, ip, plan.port) for ip in plan.load_balancer_ips]
     if plan.node_port:
-        ways.append((Entry.EXTERNAL, node, plan.node_port, "INPUT"))
+        ways.append((Entry.EXTERNAL, node, plan.node_port))
     clients = [
         (Client.POD, POD[family], "cbr0"),
         (Client.NODE, node, ""),
         (Client.OTHER, OUTSIDE[family], "eth0"),
     ]
-    protocol = plan.protocol.value.lower()
-    found = []
-    for entry, address, number, route in ways:
-        for client, source, interface in clients:
-            packet = Packet(source, address, number, protocol, interface)
-            # What the node sends to itself passes OUTPUT, then INPUT.
-            own = ("OUTPUT", "INPUT") if address == node else ("OUTPUT",)
-            routes = own if client is Client.NODE else (route,)
-            hook = "OUTPUT" if client is Client.NODE else "PREROUTING"
-            found.append((entry, client, packet, hook, routes))
-    return found
+    return [
+        (entry, client, Packet(source, address, plan.protocol, number, device))
+        for entry, address, number in ways
+        for client, source, device in clients
+    ]
 
 
 #: kube-proxy has no jump from OUTPUT to KUBE-EXTERNAL-SERVICES: the node itself is not refused at
@@ -79,7 +89,7 @@ def test_rules_follow_the_policy_table(detector: str, masquerade_all: bool) -> N
     for family, plan in UNRESTRICTED:
         its = context(family, detector, masquerade_all=masquerade_all)
         walk = walker(plan, its)
-        for entry, client, packet, hook, routes in packets(plan, family):
+        for entry, client, packet in packets(plan, family):
             # Without a detector nobody is known to be a pod of this node.
             told = client
             if client is Client.POD and detector == "none":
@@ -93,18 +103,19 @@ def test_rules_follow_the_policy_table(detector: str, masquerade_all: bool) -> N
             )
             what = verdict(plan.endpoints, wanted.use)
             chosen = plan.endpoints.cluster if wanted.use is Use.CLUSTER else plan.endpoints.local
-            got = walk.outcome(packet, hook, routes)
+            got = walk(packet)
             if (
                 what is not Verdict.FORWARD
                 and packet.destination in UNGUARDED
                 and client is Client.NODE
             ):
-                assert got == ({}, "ACCEPT")
+                assert got == ({}, {Fate.UNTOUCHED})
             elif what is Verdict.FORWARD:
-                assert got.ends == {str(end): wanted.masquerade for end in chosen or ()}
+                ends = {str(end): wanted.masquerade for end in chosen or ()}
+                assert got == (ends, {Fate.TRANSLATED})
             else:
-                expected = {Verdict.REFUSE: "REJECT", Verdict.DROP: "DROP"}[what]
-                assert (got.ends, got.verdict) == ({}, expected), (plan, packet)
+                expected = {Verdict.REFUSE: Fate.REJECTED, Verdict.DROP: Fate.DROPPED}[what]
+                assert got == ({}, {expected}), (plan, packet)
             seen.add((entry, told, what, wanted.use))
     assert {what for _, _, what, _ in seen} == set(Verdict)
 
@@ -114,36 +125,33 @@ def test_endpoint_that_reaches_itself_is_masqueraded(family: Family) -> None:
     """Hairpin: only the endpoint that is its own client sees the node's address."""
     plan = port(family=family, pods=3)
     own = plan.endpoints.all[0]
-    got = walker(plan, context(family)).outcome(
-        Packet(own.ip, plan.cluster_ip, 80, interface="cbr0")
-    )
-    assert got.ends == {str(end): end is own for end in plan.endpoints.all}
+    ends, _ = walker(plan, context(family))(coming(own.ip, plan.cluster_ip, 80, "cbr0"))
+    assert ends == {str(end): end is own for end in plan.endpoints.all}
 
 
 @pytest.mark.parametrize(
-    ("source", "way", "verdict_"),
+    ("source", "way", "fate"),
     [
-        ("203.0.113.9", "l", "endpoints"),
-        ("203.0.113.200", "l", "DROP"),
-        ("203.0.113.200", "e", "endpoints"),
-        ("203.0.113.200", "n", "endpoints"),
-        ("203.0.113.200", "c", "endpoints"),
-        ("203.0.113.7", "l", "endpoints"),
+        ("203.0.113.9", "l", Fate.TRANSLATED),
+        ("203.0.113.200", "l", Fate.DROPPED),
+        ("203.0.113.200", "e", Fate.TRANSLATED),
+        ("203.0.113.200", "n", Fate.TRANSLATED),
+        ("203.0.113.200", "c", Fate.TRANSLATED),
+        ("203.0.113.7", "l", Fate.TRANSLATED),
     ],
 )
-def test_source_ranges_guard_balancer_addresses_only(source: str, way: str, verdict_: str) -> None:
+def test_source_ranges_guard_balancer_addresses_only(source: str, way: str, fate: Fate) -> None:
     """Ranges hold for the load balancer's address; its own address as source is the node's packet
     and permitted, since the node is inside a range."""
     plan = port(ways="cnel", restricted=True)
     cluster_ip, external_ip, balancer, node, _, _ = ADDRESSES[V4]
-    address, number, route = {
-        "c": (cluster_ip, 80, "FORWARD"),
-        "e": (external_ip, 80, "FORWARD"),
-        "l": (balancer, 80, "FORWARD"),
-        "n": (node, plan.node_port, "INPUT"),
+    address, number = {
+        "c": (cluster_ip, 80),
+        "e": (external_ip, 80),
+        "l": (balancer, 80),
+        "n": (node, plan.node_port),
     }[way]
-    got = walker(plan, context()).outcome(Packet(source, address, number), routes=(route,))
-    assert ("endpoints" if got.ends else got.verdict) == verdict_
+    assert walker(plan, context())(coming(source, address, number))[1] == {fate}
 
 
 def test_balancer_as_source_is_refused_when_the_node_is_outside_the_ranges() -> None:
@@ -160,8 +168,8 @@ def test_restricted_without_ranges_of_the_family_lets_nobody_in() -> None:
     plan = port(ways="cl", restricted=True)
     values = {name: getattr(plan, name) for name in plan.__struct_fields__}
     closed = PortPlan(**{**values, "source_ranges": ()})
-    got = walker(closed, context()).outcome(Packet("203.0.113.9", ADDRESSES[V4][2], 80))
-    assert got == ({}, "DROP")
+    got = walker(closed, context())(coming("203.0.113.9", ADDRESSES[V4][2], 80))
+    assert got == ({}, {Fate.DROPPED})
 
 
 @pytest.mark.parametrize("detector", sorted(DETECTORS))
@@ -217,8 +225,7 @@ def test_health_check_port_is_open_with_and_without_endpoints() -> None:
     for pods in (0, 2):
         plan = port(ways="cl", external=LOCAL, pods=pods, health=32000)
         walk = walker(plan, context())
-        packet = Packet("203.0.113.9", ADDRESSES[V4][3], 32000)
-        assert walk.outcome(packet, routes=("INPUT",)) == ({}, "ACCEPT")
+        assert walk(coming("203.0.113.9", ADDRESSES[V4][3], 32000)) == ({}, {Fate.UNTOUCHED})
         opened = [rule for rule in service_rules(plan, context()) if rule.dport == 32000]
         assert [(rule.table, rule.chain, rule.protocol) for rule in opened] == [
             (Table.FILTER, chains.NODE_PORTS, "tcp")

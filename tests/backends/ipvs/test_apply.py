@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import pytest
 
@@ -14,12 +14,13 @@ from kproxy.backends.ipvs.counts import rules_by_table
 from kproxy.backends.ipvs.drain import PERIOD, pause
 from kproxy.backends.ipvs.former import former
 from kproxy.backends.ipvs.host import Machine, kernel_version
+from kproxy.backends.ipvs.knobs import Told
 from kproxy.backends.ipvs.plan import server_key
 from kproxy.backends.ipvs.prepare import prepare
 from kproxy.backends.ipvs.sysctls import wanted
 from kproxy.backends.syncer import Syncer
 from kproxy.core.objects import Family, Protocol
-from kproxy.core.servers import Order, Refused
+from kproxy.core.servers import HeldReal, Order, Refused, Timeouts
 from kproxy.core.snapshot import IpvsSettings, PortPlan, Snapshot
 from kproxy.errors import ApplyError, CommandError, ContentError, KernelError, MachineError
 from kproxy.kernel.dummy import RefusedAddress
@@ -181,6 +182,89 @@ def test_what_cannot_be_set_is_told_and_serving_goes_on(
         syncer.sync(some())
     assert set(door.ipvs) == {key(number) for number in range(4)}
     assert [record.message for record in caplog.records] == ["left as it is"]
+
+
+def test_what_cannot_be_set_is_not_asked_for_again() -> None:
+    """Nor taken for a change by others, however often the kernel is read; once somebody sets it to
+    another value it is tried anew."""
+    door = FakeIpvs()
+    name, asked = "net/ipv4/vs/conntrack", []
+
+    def refuse(name: str, value: str) -> None:
+        asked.append(name)
+        raise KernelError(f"cannot set {name}={value}: Read-only file system")
+
+    def refuse_time_outs(timeouts: Timeouts) -> None:
+        asked.append("time-outs")
+        raise KernelError("cannot set the time-outs")
+
+    door.set_sysctl, door.set_timeouts = refuse, refuse_time_outs  # type: ignore[method-assign]
+    syncer = made(door)
+    now = some(tcp_timeout=77)
+    syncer.sync(now)
+    assert name in asked
+    assert "time-outs" in asked
+    asked.clear()
+    for _ in range(3):
+        syncer.forget()
+        applied = syncer.sync(now)
+        assert (applied.written, applied.foreign) == (0, False)
+    assert asked == []
+    door.sysctls[name], door.idle = "7", Timeouts(tcp=5)
+    syncer.forget()
+    assert syncer.sync(now).foreign
+    assert asked == [name, "time-outs"]
+
+
+def test_both_families_warn_once(caplog: pytest.LogCaptureFixture) -> None:
+    """They need the same sysctls; what only one of them lacks is told as well."""
+    lacking = ["net/ipv4/vs/conntrack"]
+
+    def refuse(name: str, value: str) -> None:
+        if name in lacking:
+            raise KernelError(f"cannot set {name}")
+
+    told = Told()
+    for family in (V4, V6):
+        door = FakeIpvs(family)
+        door.set_sysctl = refuse  # type: ignore[method-assign]
+        backend = IpvsBackend(family, "nft", door=door, machine=Machine(), told=told)
+        Syncer(backend).sync(snapshot(port("web", family), family=family))
+        lacking.append("net/ipv4/ip_forward")
+    said = [record.fields["why"] for record in caplog.records]  # type: ignore[attr-defined]
+    assert said == [f"cannot set {name}" for name in lacking[:2]]
+
+
+def test_a_look_before_its_time_is_at_what_is_new() -> None:
+    """Many servers drain: a sync that lets go of one more asks for that one only."""
+    door = FakeIpvs()
+    looked: list[int] = []
+    reals = door.reals
+
+    def count(servers: Collection[bytes]) -> Mapping[bytes, Mapping[bytes, HeldReal]]:
+        looked.append(len(servers))
+        return reals(servers)
+
+    door.reals = count  # type: ignore[method-assign]
+    time = [1000.0]
+    backend = IpvsBackend(V4, "nft", door=door, machine=Machine(), clock=lambda: time[0])
+    syncer = Syncer(backend)
+    plans = [plan(number, pods=3) for number in range(4)]
+    now = snapshot(*plans)
+    syncer.sync(now)
+    for server, held in list(door.ipvs.items()):
+        for real in held.reals:
+            door.load(server, real, 1)
+    tend = backend.tend
+    assert tend() is None
+    for few in ([0, 1, 2], [3], []):
+        now = successor(now, *(plan(number, pods=1) for number in few))
+        syncer.sync(now)
+        assert tend() == PERIOD
+    assert looked == [3, 1]
+    time[0] += PERIOD
+    assert tend() == PERIOD
+    assert looked == [3, 1, 4]
 
 
 def test_time_outs_are_set_when_they_are_asked_for() -> None:

@@ -79,6 +79,38 @@ def test_deleted_ones_stay_known_until_they_are() -> None:
     assert not len(drain)
 
 
+def test_until_the_pause_is_over_only_what_is_new_is_looked_at() -> None:
+    """The pause follows what a look at all of it took, and a look at what is new does not put it
+    off."""
+    drain = Drain()
+    drain.let_go([(WEB, A)], 100.0)
+    assert drain.due(100.0) == {WEB}
+    assert drain.looked(100.0, 100.1) == pytest.approx(5.0)
+    drain.let_go([(WEB, A)], 101.0)
+    drain.found([(WEB, A)], 101.0)
+    assert drain.due(101.0) == frozenset()
+    assert drain.looked(101.0, 101.1) == pytest.approx(4.0)
+    drain.let_go([(DNS, B)], 102.0)
+    assert drain.due(102.0) == {DNS}
+    busy = {DNS: {B: load(0, 1)}}
+    assert drain.judge(busy, 102.0, PATIENCE).over == ()
+    assert drain.looked(102.0, 102.1) == pytest.approx(3.0)
+    assert drain.due(105.2) == {WEB, DNS}
+
+
+def test_what_was_not_judged_stays_due() -> None:
+    """A look that broke off is made again; what is wanted again, or gone, is not looked at."""
+    drain = Drain()
+    drain.let_go([(WEB, A)], 100.0)
+    drain.looked(100.0, 100.0)
+    drain.let_go([(DNS, A), (DNS, B)], 100.5)
+    assert drain.due(100.6) == drain.due(100.7) == {DNS}
+    drain.forget([(DNS, A)])
+    assert drain.due(100.8) == {DNS}
+    drain.forget_servers([DNS])
+    assert drain.due(100.9) == frozenset()
+
+
 def test_a_service_takes_its_real_servers_with_it() -> None:
     """What drained there drains no more; others go on."""
     drain = Drain()

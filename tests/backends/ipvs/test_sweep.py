@@ -62,6 +62,33 @@ def test_every_trace_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert registry.sweep(Choice("iptables", LEGACY), list(Family)) == ()
 
 
+#: Servers of kube-proxy and of another program, at the same node ports.
+OWN = ("-A -t 192.0.2.7:30777 -s rr", "-A --sctp-service 192.0.2.7:30778 -s rr")
+FOREIGN = ("-A -t 10.77.0.1:30777 -s rr", "-A --sctp-service 10.77.0.1:30778 -s rr")
+
+
+def test_kube_proxys_servers_go_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sets have another size than ours, and are asked all the same; a node port is at the
+    node's own addresses only."""
+    monkeypatch.setenv("KPROXY_RECORDS", str(tmp_path))
+    with scratch():
+        for words in (
+            "ip link set lo up",
+            "ip address add 192.0.2.7 dev lo",
+            "ipset create KUBE-NODE-PORT-TCP bitmap:port range 0-65535",
+            "ipset create KUBE-NODE-PORT-SCTP-HASH hash:ip,port hashsize 1024 maxelem 65536",
+            "ipset add KUBE-NODE-PORT-TCP 30777",
+            "ipset add KUBE-NODE-PORT-SCTP-HASH 192.0.2.7,sctp:30778",
+            *(f"ipvsadm {each}" for each in (*OWN, *FOREIGN)),
+        ):
+            command.run(words.split())
+        IpvsBackend(Family.IPV4, LEGACY).cleanup()
+        assert sorted(servers().splitlines()) == sorted(FOREIGN)
+        assert command.run(["ipset", "list", "-n"]).stdout == b""
+
+
 def test_a_family_that_is_not_served_keeps_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from kproxy.backends.ipvs.apply import IpvsBackend
 from kproxy.backends.ipvs.door import KernelDoor
-from kproxy.backends.ipvs.watch import CHEAP, PATIENCE, IpvsWatch, Listing, watch
+from kproxy.backends.ipvs.watch import CHEAP, PATIENCE, Budget, IpvsWatch, Listing, watch
 from kproxy.backends.syncer import Syncer
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
@@ -32,9 +32,9 @@ FAMILIES = tuple(Family)
 class Stock:
     """Something that can be listed, at a price."""
 
-    def __init__(self, price: float) -> None:
+    def __init__(self, price: float, budget: Budget | None = None) -> None:
         self.price, self.state, self.spent, self.looks = price, "as it was", 0.0, 0
-        self.listing = Listing(self.take, self.tell, clocks=lambda: (self.spent,))
+        self.listing = Listing(self.take, self.tell, clocks=lambda: (self.spent,), budget=budget)
 
     def take(self) -> str:
         self.spent += self.price
@@ -65,6 +65,22 @@ def test_a_dear_listing_waits_and_never_costs_more_than_a_hundredth() -> None:
             stock.listing.settle(now)
     assert stock.spent <= now / PATIENCE + 2 * stock.price
     assert stock.looks >= ticks * 0.5 / (stock.price * PATIENCE) - 1
+
+
+@pytest.mark.parametrize("prices", [(0.05, 0.05), (0.05, 0.004), (0.004, 0.004)], ids=str)
+def test_listings_that_share_a_budget_cost_a_hundredth_together(
+    prices: tuple[float, float],
+) -> None:
+    """Whatever part of it each takes; neither is forgotten."""
+    budget = Budget()
+    stocks = [Stock(price, budget) for price in prices]
+    now = 0.0
+    for tick in range(800):
+        now = tick * 0.5
+        for stock in stocks:
+            stock.listing.look(now)
+    assert sum(stock.spent for stock in stocks) <= now / PATIENCE + 2 * sum(prices)
+    assert all(stock.looks >= now / (2 * PATIENCE * stock.price + 0.5) - 1 for stock in stocks)
 
 
 def test_a_dear_listing_finds_changes_between_looks() -> None:

@@ -147,6 +147,25 @@ def test_nft_sends_large_changes_in_calls(services: int, calls: int) -> None:
     assert ["-I PREROUTING" in text for text in door.texts] == leading
 
 
+def test_nft_mends_an_emptied_nat_like_a_first_sync() -> None:
+    """Nothing leads to any rule then, and smaller calls are the faster ones: by hundreds, the way
+    to them last. One emptied chain among full ones is one call."""
+    _, door, syncer = made(Variant.NFT)
+    whole = snapshot(*[port(f"svc{n:03}", ways="cn") for n in range(NFT_SERVICES_PER_CALL + 1)])
+    syncer.sync(whole)
+    before = door.save()
+    for emptied, calls in ((list(door.tables["nat"]), 4), (["KUBE-MARK-MASQ"], 1)):
+        door.run(*[f"-F {chain}" for chain in emptied], table="nat")
+        done = len(door.texts)
+        syncer.forget()
+        syncer.sync(whole)
+        leading = [f"-A {chains.SERVICES}" in text for text in door.texts[done:]]
+        assert len(leading) == calls
+        assert leading[-1] is (calls > 1)
+        assert not any(leading[:-1])
+        assert parse(door.save()) == parse(before)
+
+
 def test_legacy_sends_one_call() -> None:
     """Each call of the legacy tool replaces its whole table, so there is only one."""
     _, door, syncer = made()

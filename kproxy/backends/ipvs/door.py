@@ -7,13 +7,12 @@ what is wanted; refusals come back as values, because the caller knows whose the
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Protocol
 
-from kproxy.backends.xtables.door import ToolDoor
+from kproxy.backends.xtables.door import ToolDoor, destroy_sets
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 from kproxy.core.servers import Held, HeldReal, Order, Refused, Timeouts
@@ -28,9 +27,6 @@ _LISTING = Path("/proc/thread-self/net/ip_vs")
 
 #: Sysctls that are there when IPVS is.
 _IPVS = "net/ipv4/vs/"
-
-#: Seconds to wait for a set: nf_tables frees a deleted rule, which holds it, a grace period later.
-_LET_GO = 1.0
 
 
 class Door(Protocol):
@@ -134,14 +130,7 @@ class KernelDoor:
             sets.change(changes)
 
     def destroy_sets(self, names: Iterable[str], *, wait: bool = False) -> tuple[str, ...]:
-        end = time.monotonic() + (_LET_GO if wait else 0)
-        with IpSets(self.family) as sets:
-            stay = tuple(names)
-            while stay := tuple(name for name in stay if not sets.destroy(name)):
-                if time.monotonic() >= end:
-                    break
-                time.sleep(_LET_GO / 100)
-        return stay
+        return destroy_sets(self.family, names, wait=wait)
 
     def servers(self) -> Held:
         if not _LISTING.exists():

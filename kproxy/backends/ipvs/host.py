@@ -15,24 +15,21 @@ from kproxy.backends.xtables.door import tool
 from kproxy.backends.xtables.host import (
     Feature,
     asks_sets,
+    common_features,
     detect_variant,
+    drops_invalid,
+    knows_random_fully,
     lacking,
     require,
-    version,
 )
 from kproxy.backends.xtables.rules import Table
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family, Protocol, Value
 from kproxy.core.servers import Order, Scheduling, Verb
 from kproxy.errors import MachineError, NetlinkError
-from kproxy.kernel import command, dummy, netns, sysctl
+from kproxy.kernel import command, dummy, netns
 from kproxy.kernel.ipset import KINDS, IpSets
 from kproxy.kernel.ipvs import Ipvs, told
-
-_BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
-
-#: MASQUERADE --random-fully, and restore's own -w, came with this version.
-_RANDOM_FULLY_SINCE = (1, 6, 2)
 
 #: What to do on a machine whose kernel cannot.
 _ELSEWHERE = (
@@ -51,9 +48,8 @@ class Machine(Value, frozen=True):
 def machine(family: Family, variant: Variant) -> Machine:
     """Asks the tool and the kernel for their versions, and this namespace for its sysctls."""
     return Machine(
-        random_fully=version(family, variant) >= _RANDOM_FULLY_SINCE,
-        # As in iptables mode: with tcp_be_liberal INVALID packets are better let through.
-        drop_invalid=sysctl.read(_BE_LIBERAL) in (None, "0"),
+        random_fully=knows_random_fully(family, variant),
+        drop_invalid=drops_invalid(),
         kernel=kernel_version(os.uname().release),
     )
 
@@ -66,35 +62,10 @@ def kernel_version(release: str) -> KernelVersion:
     return int(found[1]), int(found[2])
 
 
-_COMMENT = '-m comment --comment "kproxy probe"'
-_REJECT = {Family.IPV4: "ipt_REJECT", Family.IPV6: "ip6t_REJECT"}
-
-
 def features(family: Family) -> tuple[Feature, ...]:
     """Everything that the rules beside the virtual servers are made of, but for sets."""
-    rows = (
-        ("comments", Table.NAT, _COMMENT, "xt_comment", "NETFILTER_XT_MATCH_COMMENT"),
-        (
-            "node ports",
-            Table.NAT,
-            "-m addrtype --dst-type LOCAL",
-            "xt_addrtype",
-            "NETFILTER_XT_MATCH_ADDRTYPE",
-        ),
-        ("masquerading", Table.NAT, "-j MASQUERADE", "xt_MASQUERADE", "IP_NF_TARGET_MASQUERADE"),
-        ("marks", Table.NAT, "-j MARK --set-xmark 0x1/0x1", "xt_MARK", "NETFILTER_XT_MARK"),
-        ("mark matches", Table.FILTER, "-m mark --mark 0x1/0x1", "xt_mark", "NETFILTER_XT_MARK"),
-        (
-            "connection states",
-            Table.FILTER,
-            "-m conntrack --ctstate NEW",
-            "xt_conntrack",
-            "NETFILTER_XT_MATCH_CONNTRACK",
-        ),
-        ("refusals", Table.FILTER, "-j REJECT", _REJECT[family], "IP_NF_TARGET_REJECT"),
-        ("drops of the node's own", Table.MANGLE, "-j DROP", "iptable_mangle", "IP_NF_MANGLE"),
-    )
-    return tuple(Feature(*row) for row in rows)
+    own = "drops of the node's own", Table.MANGLE, "-j DROP", "iptable_mangle", "IP_NF_MANGLE"
+    return (*common_features(family), Feature(*own))
 
 
 def working_variant() -> Variant:

@@ -82,6 +82,20 @@ class Door(Protocol):
         """Set back what :meth:`set_sysctl` changed."""
 
 
+def destroy_sets(family: Family, names: Iterable[str], *, wait: bool = False) -> tuple[str, ...]:
+    """Destroy sets; those that stay, because a rule asks them. ``wait``: such rules have just been
+    deleted, and the kernel may need a moment to let go."""
+    end = time.monotonic() + (_LET_GO if wait else 0)
+    stay = tuple(names)
+    with IpSets(family) as sets:
+        while stay := tuple(name for name in stay if not sets.destroy(name)):
+            if time.monotonic() >= end:
+                break
+            # Nobody is told of it.
+            time.sleep(_LET_GO / 100)
+    return stay
+
+
 class ToolDoor:
     """The host's tools of one family and variant; ``records`` is where sysctls are recorded."""
 
@@ -123,13 +137,7 @@ class ToolDoor:
             sets.remove(name, members)
 
     def destroy(self, name: str, *, wait: bool = False) -> bool:
-        end = time.monotonic() + (_LET_GO if wait else 0)
-        with IpSets(self.family) as sets:
-            while not sets.destroy(name):
-                if time.monotonic() >= end:
-                    return False
-                time.sleep(_LET_GO / 100)
-        return True
+        return not destroy_sets(self.family, (name,), wait=wait)
 
     def counters(self) -> Mapping[str, int]:
         with Counters() as counters:

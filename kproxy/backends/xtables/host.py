@@ -10,7 +10,7 @@ from kproxy.backends.xtables.rules import Table
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family, Value
 from kproxy.errors import CommandError, KernelError, MachineError, NetlinkError
-from kproxy.kernel import command, netns
+from kproxy.kernel import command, netns, sysctl
 
 
 def version(family: Family, variant: Variant) -> tuple[int, ...]:
@@ -23,6 +23,26 @@ def version(family: Family, variant: Variant) -> tuple[int, ...]:
     return tuple(int(part) for part in found.group(1).split("."))
 
 
+_BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
+
+#: MASQUERADE --random-fully, and restore's own -w, came with this version.
+_RANDOM_FULLY_SINCE = (1, 6, 2)
+
+
+def knows_random_fully(family: Family, variant: Variant) -> bool:
+    """Whether the tool has that flag of MASQUERADE."""
+    return version(family, variant) >= _RANDOM_FULLY_SINCE
+
+
+def drops_invalid() -> bool:
+    """Whether INVALID packets are to be dropped in the calling thread's namespace.
+
+    With tcp_be_liberal conntrack calls fewer packets INVALID, and those are better let through
+    (kubernetes issue 117924).
+    """
+    return sysctl.read(_BE_LIBERAL) in (None, "0")
+
+
 class Feature(Value, frozen=True):
     """One thing that the rules use. ``row`` is a rule of chain KP in ``table``, ``module`` the
     kernel module that has it, ``option`` its build option."""
@@ -32,6 +52,36 @@ class Feature(Value, frozen=True):
     row: str
     module: str
     option: str
+
+
+_COMMENT = '-m comment --comment "kproxy probe"'
+_REJECT = {Family.IPV4: "ipt_REJECT", Family.IPV6: "ip6t_REJECT"}
+
+
+def common_features(family: Family) -> tuple[Feature, ...]:
+    """What the rules of every mode are made of."""
+    rows = (
+        ("comments", Table.NAT, _COMMENT, "xt_comment", "NETFILTER_XT_MATCH_COMMENT"),
+        (
+            "node ports",
+            Table.NAT,
+            "-m addrtype --dst-type LOCAL",
+            "xt_addrtype",
+            "NETFILTER_XT_MATCH_ADDRTYPE",
+        ),
+        ("masquerading", Table.NAT, "-j MASQUERADE", "xt_MASQUERADE", "IP_NF_TARGET_MASQUERADE"),
+        ("marks", Table.NAT, "-j MARK --set-xmark 0x1/0x1", "xt_MARK", "NETFILTER_XT_MARK"),
+        ("mark matches", Table.FILTER, "-m mark --mark 0x1/0x1", "xt_mark", "NETFILTER_XT_MARK"),
+        (
+            "connection states",
+            Table.FILTER,
+            "-m conntrack --ctstate NEW",
+            "xt_conntrack",
+            "NETFILTER_XT_MATCH_CONNTRACK",
+        ),
+        ("refusals", Table.FILTER, "-j REJECT", _REJECT[family], "IP_NF_TARGET_REJECT"),
+    )
+    return tuple(Feature(*row) for row in rows)
 
 
 def lacking(

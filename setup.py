@@ -1,4 +1,4 @@
-"""Builds the Cython extension, in one of two ways; all else about the package is in pyproject.toml.
+"""Builds the Cython extensions, in one of two ways; all else of the package is in pyproject.toml.
 
 *release* (the default) is what runs. *debug* (``KPROXY_DEBUG=1``) is what the tests run as well: no
 optimisation, bounds checks, assertions, line tracing, and undefined behaviour ends the process.
@@ -9,6 +9,7 @@ The two never share a generated C file or an object file, so either can be rebui
 """
 
 import os
+import sys
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -31,16 +32,22 @@ MACROS: dict[bool, list[tuple[str, str | None]]] = {
     False: [("CYTHON_WITHOUT_ASSERTIONS", "1")],
 }
 
+MODULES = ["kproxy._fastpath", "kproxy._relay"]
+if {"build_ext", "editable_wheel"} & set(sys.argv):
+    # The load generator serves this tree's bench and tests: no part of what is installed elsewhere.
+    MODULES.append("bench._load")
+
 setup(
     ext_modules=cythonize(
         [
             Extension(
-                "kproxy._fastpath",
-                ["kproxy/_fastpath.pyx"],
+                name,
+                [f"{name.replace('.', '/')}.pyx"],
                 extra_compile_args=[*WARNINGS, *FLAGS[DEBUG]],
                 extra_link_args=["-fsanitize=undefined"] if DEBUG else [],
                 define_macros=MACROS[DEBUG],
             )
+            for name in MODULES
         ],
         build_dir=f"{BUILD}/c",
         compiler_directives={

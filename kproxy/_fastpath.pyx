@@ -1,4 +1,4 @@
-# cython: language_level=3, freethreading_compatible=True
+# cython: language_level=3, freethreading_compatible=True, cdivision=True
 """Packet arithmetic at wire speed: the compiled twin of :mod:`kproxy.core.packet`.
 
 The C functions work on a cursor over borrowed memory, take no lock, allocate nothing and cannot
@@ -8,8 +8,11 @@ debug build each read through a cursor is checked again, and one past the end en
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.stdint cimport (
+    UINT32_MAX, UINT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t,
+)
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 cdef extern from *:
     """
@@ -316,3 +319,23 @@ def _read_past_the_end():
     """
     cdef _Buffer buffer = _Buffer(b"")
     return take8(&buffer.cursor)
+
+
+# --- The packet engine ----------------------------------------------------------------------------
+
+cdef struct Engine_
+
+include "fastpath/memory.pxi"
+include "fastpath/maglev.pxi"
+include "fastpath/slab.pxi"
+include "fastpath/parse.pxi"
+include "fastpath/tables.pxi"
+include "fastpath/flows.pxi"
+include "fastpath/memories.pxi"
+include "fastpath/rewrite.pxi"
+include "fastpath/refuse.pxi"
+include "fastpath/choice.pxi"
+include "fastpath/retry.pxi"
+include "fastpath/engine.pxi"
+include "fastpath/build.pxi"
+include "fastpath/boundary.pxi"

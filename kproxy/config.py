@@ -12,6 +12,7 @@ In a *file* null always means the default, and so does zero or "" for the fields
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
@@ -80,6 +81,17 @@ class Nftables(Value, frozen=True, rename="camel"):
     min_sync_period: Seconds = Seconds(1)
 
 
+class Userspace(Value, frozen=True, rename="camel"):
+    """kproxy's own, as a section. ``workers`` 0: as many threads as cores, at most four.
+    ``drain_timeout``: how long flows may go on once a new process has taken over; an idle TCP
+    connection ends after ``tcp_idle_timeout``. ``portRange`` and ``udpIdleTimeout`` are this mode's
+    too."""
+
+    workers: int = 0
+    drain_timeout: Seconds = Seconds(15 * 60)
+    tcp_idle_timeout: Seconds = Seconds(24 * 3600)
+
+
 class DetectLocal(Value, frozen=True, rename="camel"):
     """Parameters of ``detectLocalMode``."""
 
@@ -100,7 +112,8 @@ class Conntrack(Value, frozen=True, rename="camel"):
 
 
 class Config(Value, frozen=True, rename="camel"):
-    """One node's settings. ``service_cidrs`` is kproxy's own: ranges that cluster IPs come from.
+    """One node's settings. ``service_cidrs`` (ranges that cluster IPs come from) and ``userspace``
+    are kproxy's own.
 
     ``mode`` "" means iptables. ``healthz_bind_address`` and ``metrics_bind_address`` are
     ``ip:port``; "" turns the server off.
@@ -120,6 +133,7 @@ class Config(Value, frozen=True, rename="camel"):
     iptables: Iptables = Iptables()
     ipvs: Ipvs = Ipvs()
     nftables: Nftables = Nftables()
+    userspace: Userspace = Userspace()
     detect_local_mode: str = "ClusterCIDR"
     detect_local: DetectLocal = DetectLocal()
     cluster_cidr: str = msgspec.field(default="", name="clusterCIDR")
@@ -128,7 +142,8 @@ class Config(Value, frozen=True, rename="camel"):
     conntrack: Conntrack = Conntrack()
     config_sync_period: Seconds = Seconds(15 * 60)
     port_range: str = ""
-    udp_idle_timeout: Seconds = Seconds(0.25)
+    #: kube-proxy had 250 ms, in which an answer that takes longer finds nobody to take it.
+    udp_idle_timeout: Seconds = Seconds(30)
     service_cidrs: tuple[str, ...] = msgspec.field(default=(), name="serviceCIDRs")
 
     @property
@@ -218,8 +233,9 @@ def to_mapping(config: Config) -> dict[str, Any]:
     kproxy's own fields appear only when set, so that kube-proxy can read a plain one.
     """
     body = _plain(config)
-    if not config.service_cidrs:
-        del body["serviceCIDRs"]
+    for name in ("serviceCIDRs", "userspace"):
+        if value_at(config, name) == value_at(Config(), name):
+            del body[name]
     return {"apiVersion": API_VERSION, "kind": KIND, **body}
 
 
@@ -248,6 +264,25 @@ def with_port(address: str, port: int) -> str:
     except ValueError:
         return address
     return f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"
+
+
+def port_range(text: str) -> tuple[int, int] | None:
+    """First and last port of ``300-2000``, ``300+100`` (100 more than the first) or ``300``.
+
+    None where the kernel is to choose: "", 0, 0-0. ValueError for what is no range of ports.
+    """
+    found = re.fullmatch(r"(\d{1,5})(?:([-+])(\d{1,5}))?", text) if text else None
+    if text and found is None:
+        raise ValueError(f"{text!r} must be like 300-2000 or 300+100")
+    if found is None:
+        return None
+    first, second = int(found[1]), int(found[3] or 0)
+    last = {"-": second, "+": first + second, None: first}[found[2]]
+    if (first, last) == (0, 0):
+        return None
+    if not 1 <= first <= last <= 65535:
+        raise ValueError(f"{text!r} must run upwards from 1 to 65535")
+    return first, last
 
 
 def default_addresses(bind_address: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Iterator, Sequence
 
-from kproxy.config import Config, value_at
+from kproxy.config import Config, port_range, value_at
 from kproxy.core.objects import family_of
 from kproxy.core.servers import SCHEDULERS
 from kproxy.durations import format_duration
@@ -29,16 +29,19 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("conntrack.maxPerCore", 0, float("inf")),
     ("conntrack.min", 0, float("inf")),
     ("logging.verbosity", 0, float("inf")),
+    # Threads beyond that would only wait for each other; each has sockets of its own.
+    ("userspace.workers", 0, 64),
 )
 _POSITIVE = (
     *("iptables.syncPeriod", "ipvs.syncPeriod", "nftables.syncPeriod"),
-    *("configSyncPeriod", "udpIdleTimeout"),
+    *("configSyncPeriod", "udpIdleTimeout", "userspace.tcpIdleTimeout"),
 )
 _NOT_NEGATIVE = (
     *("iptables.minSyncPeriod", "ipvs.minSyncPeriod", "nftables.minSyncPeriod"),
     *("ipvs.tcpTimeout", "ipvs.tcpFinTimeout", "ipvs.udpTimeout", "ipvs.drainTimeout"),
     *("conntrack.tcpEstablishedTimeout", "conntrack.tcpCloseWaitTimeout"),
     *("conntrack.udpTimeout", "conntrack.udpStreamTimeout"),
+    "userspace.drainTimeout",
 )
 _CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mode", ("", *MODES)),
@@ -81,17 +84,20 @@ _NO_EFFECT: tuple[tuple[str, str], ...] = (
     ("featureGates", "there are no feature gates"),
     ("clientConnection", "objects come from -f"),
     ("configSyncPeriod", "objects come from -f"),
-    ("portRange", "belongs to userspace mode"),
-    ("udpIdleTimeout", "belongs to userspace mode"),
 )
+
+#: Those of userspace mode, in the other modes.
+_USERSPACE = ("portRange", "udpIdleTimeout", "userspace")
 
 
 def without_effect(config: Config) -> tuple[str, ...]:
     """One line for each setting that was made and does nothing in this version."""
     default = Config()
+    elsewhere = () if config.effective_mode == "userspace" else _USERSPACE
+    settings = (*_NO_EFFECT, *((path, "belongs to userspace mode") for path in elsewhere))
     return tuple(
         f"{path}: {what}"
-        for path, what in _NO_EFFECT
+        for path, what in settings
         if value_at(config, path) != value_at(default, path)
     )
 
@@ -159,8 +165,10 @@ def _details(config: Config) -> Iterator[str]:
     needed = _DETECT_LOCAL_NEEDS.get(config.detect_local_mode)
     if needed and not value_at(config, needed):
         yield f"{needed}: must be set for detectLocalMode {config.detect_local_mode}"
-    if config.port_range and not re.fullmatch(r"\d+([-+]\d+)?", config.port_range):
-        yield f"portRange: {config.port_range!r} must be like 300-2000"
+    try:
+        port_range(config.port_range)
+    except ValueError as wrong:
+        yield f"portRange: {wrong}"
     name = config.hostname_override.strip().lower()
     # A Node's name is a DNS subdomain (RFC 1123); any other would match no nodeName ever.
     if name and (len(name) > 253 or not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", name)):

@@ -3,7 +3,8 @@
 :func:`main` needs no command line: it can be called in a forked process after entering a network
 namespace. It writes nothing to the kernel before every source has been read once. SIGTERM and
 SIGINT end it after a running sync and leave the rules in place, as kube-proxy does; a second one
-ends it at once.
+ends it at once. In a mode that carries connections itself a new daemon takes over from the one that
+holds its state directory (:mod:`kproxy.succession`), and what goes on in the old one ends there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kproxy import config_check, config_watch, logs, node_setup
 from kproxy.backends import registry
@@ -38,9 +40,13 @@ from kproxy.mender import Mender
 from kproxy.proxy import NodeProxy
 from kproxy.report import Report
 from kproxy.sources import manifests
-from kproxy.status import DEFAULT_STATE_DIR, Notifier, StateDir, Status
+from kproxy.status import DEFAULT_STATE_DIR, Notifier, Status
+from kproxy.succession import Succession
 from kproxy.sync import Schedule
 from kproxy.tasks import beside, ended
+
+if TYPE_CHECKING:
+    from kproxy.backends.userspace.estate import Figures
 
 _log = logs.get("daemon")
 
@@ -76,13 +82,13 @@ def main(
         manifests.require(filenames)
         choice = registry.named(config.effective_mode, variant)
         capabilities.require("kproxy run", "CAP_NET_ADMIN")
-        state = StateDir(state_dir)
+        place = Succession(Path(state_dir), choice.mode)
         try:
             notifier = Notifier(notify or os.environ.get("NOTIFY_SOCKET"))
-            daemon = Daemon(config, filenames, state, choice, notifier, config_file, patience)
+            daemon = Daemon(config, filenames, place, choice, notifier, config_file, patience)
             return asyncio.run(daemon.run())
         finally:
-            state.close()
+            place.close()
     except KproxyError as error:
         sys.stderr.write(f"kproxy: {error}\n")
         return error.exit_status
@@ -100,7 +106,7 @@ class Daemon:
         self,
         config: Config,
         filenames: Sequence[str],
-        state: StateDir,
+        place: Succession,
         choice: registry.Choice,
         notifier: Notifier,
         config_file: ConfigFile | None,
@@ -131,14 +137,25 @@ class Daemon:
             variant=self._proxy.choice.variant,
             started_at=time.time(),
         )
-        self._report = Report(state, notifier, status)
+        self._place = place
+        self._report = Report(place.state, notifier, status)
 
     async def run(self) -> int:
-        """Until SIGTERM or SIGINT; the exit status. KproxyError when it cannot start."""
+        """Until SIGTERM or SIGINT, or until what is left after a successor has taken over has
+        ended; the exit status. KproxyError when it cannot start."""
         self._loop = asyncio.get_running_loop()
         self._listen_for_signals()
-        self._servers.bind()
-        servers = beside(self._servers.run(self._tried), "the health and metrics servers")
+        try:
+            await self._work()
+            await self._place.leave(float(self._config.userspace.drain_timeout))
+        finally:
+            self._proxy.close()
+        _log.info("stopped; the rules stay in place", undo="kproxy cleanup")
+        return self._exit_status
+
+    async def _work(self) -> None:
+        # Else the ports are a predecessor's until it has handed over.
+        servers = self._start_servers() if not self._place.predecessor else None
         _prepare(self._config)
         notices = AddressNotices()
         try:
@@ -147,6 +164,10 @@ class Daemon:
             await asyncio.to_thread(self._proxy.begin, first)
             self._monitor.serves(self._proxy.served)
             self._note_node(first)
+            await self._place.begin(self._proxy.doors, self._wake.set)
+            if servers is None:
+                servers = self._start_servers()
+                self._report.took_over(self._place.state)
             _log.info(
                 "started",
                 node=self._node,
@@ -158,17 +179,21 @@ class Daemon:
             asyncio.get_running_loop().add_reader(notices.fileno(), self._addresses_moved, notices)
             self._mender = Mender(self._proxy.others, self._schedule, self._wake.set)
             await self._serve()
-            self._report.stopping()
+            if not self._place.handed_over:
+                self._report.stopping()
         finally:
+            self._place.quit()
             asyncio.get_running_loop().remove_reader(notices.fileno())
             notices.close()
             if self._mender is not None:
                 self._mender.close()
-            await ended(servers)
+            if servers is not None:
+                await ended(servers)
             self._servers.close()
-            self._proxy.close()
-        _log.info("stopped; the rules stay in place", undo="kproxy cleanup")
-        return self._exit_status
+
+    def _start_servers(self) -> asyncio.Task[None]:
+        self._servers.bind()
+        return beside(self._servers.run(self._tried), "the health and metrics servers")
 
     async def _serve(self) -> None:
         watch = asyncio.create_task(self._watch())
@@ -176,10 +201,13 @@ class Daemon:
         config = beside(self._watch_config(), "the watch of the configuration file")
         try:
             await self._await_pod_ranges()
-            while not self._stopping:
+            while not (self._stopping or self._place.handed_over):
                 if watch.done():
                     watch.result()  # raises what ended it; a source may also simply have no more
-                await self._sync_or_wait()
+                if self._place.wanted:
+                    await self._place.hand_over()
+                else:
+                    await self._sync_or_wait()
         finally:
             await ended(config)
             await ended(watch)
@@ -231,6 +259,7 @@ class Daemon:
         _log.info("stopping", signal=number.name)
         self._stopping = True
         self._wake.set()
+        self._place.hurry()
 
     async def _watch(self) -> None:
         async for _ in self._source.watch():
@@ -297,13 +326,12 @@ class Daemon:
         begun = time.monotonic()
         self._monitor.began()
         ok = await asyncio.to_thread(
-            self._proxy.sync, batch.deltas, full=run.full, moved=batch.moved
+            self._proxy.sync, batch.deltas, full=run.full, mends=run.mends, moved=batch.moved
         )
         over = time.monotonic()
         self._schedule.finish(over, ok=ok)
         if self._mender is not None:
-            full = ok and all(one.full for one in self._proxy.records)
-            self._mender.synced(over, seconds=over - begun, full=full)
+            self._mender.synced(over, seconds=over - begun, mended=self._proxy.mended)
         self._monitor.ended(self._proxy.records)
         for record in self._proxy.records:
             if record.cleaned is not None:
@@ -318,6 +346,7 @@ class Daemon:
         if not ok:
             _log.info("trying again", seconds=self._schedule.retry_delay)
         self._report.refusals((*batch.refusals, *self._proxy.refusals))
+        await self._place.record()
         self._report.publish(self._proxy, batch.files, ok=ok)
         self._tried.set()
         _log.detail("sync ended", ok=ok, seconds=over - begun, deltas=len(batch.deltas))
@@ -343,6 +372,10 @@ class Daemon:
     @property
     def plans(self) -> Iterable[tuple[Snapshot, Any]]:
         return self._proxy.plans
+
+    @property
+    def relays(self) -> Iterable[Figures]:
+        return [door.figures() for door in self._proxy.doors]
 
 
 def _prepare(config: Config) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from kproxy import logs
 from kproxy.core.objects import Family, Value
 from kproxy.core.snapshot import Snapshot
-from kproxy.core.stale_flows import Former, Part, StaleFlows
+from kproxy.core.stale_flows import FlowJudge, Former, Part, StaleFlows
 from kproxy.errors import NetlinkError
 from kproxy.kernel.conntrack import Conntrack
 
@@ -42,10 +42,11 @@ class Cleaned(Value, frozen=True):
 class FlowCleaner:
     """One family's. Tell it every plan before it is applied; clean after a good sync."""
 
-    def __init__(self, family: Family, mode: str) -> None:
+    def __init__(self, family: Family, mode: str, judge: FlowJudge | None = None) -> None:
+        """``judge`` is a mode's own, where an entry tells of something else than an endpoint."""
         self.family = family
-        self._translating = mode in _TRANSLATING
-        self._stale = StaleFlows(family)
+        self._translating = judge is not None or mode in _TRANSLATING
+        self._stale: FlowJudge = StaleFlows(family) if judge is None else judge
         self._failures = 0
         self._told = ""
         #: False until flows were clean once: rules found in the kernel are of use until then.

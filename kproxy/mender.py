@@ -27,10 +27,10 @@ class Mender:
         if self._descriptor is not None:
             self._loop.add_reader(self._descriptor, self._look)
 
-    def synced(self, now: float, *, seconds: float, full: bool) -> None:
-        """A sync of so many seconds ended; ``full``: all went well, and the kernel was read in
-        every family."""
-        if full:
+    def synced(self, now: float, *, seconds: float, mended: bool) -> None:
+        """A sync of so many seconds ended; ``mended``: all went well, and the kernel was read
+        wherever others were known to have been."""
+        if mended:
             self._repairs.mended(now, seconds)
         if what := self._others.noticed:
             self._mend(what)

@@ -9,8 +9,8 @@ Importing this module costs 50 ms; the daemon does so after its first sync.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -36,6 +36,9 @@ from kproxy.errors import KernelError
 from kproxy.health.monitor import Watched
 from kproxy.kernel.nfacct import Counters
 from kproxy.proxy import SyncRecord
+
+if TYPE_CHECKING:
+    from kproxy.backends.userspace.estate import Figures
 
 _log = logs.get("metrics")
 
@@ -94,6 +97,30 @@ OWN: tuple[Event, ...] = (
     Event("kproxy_foreign_changes_total", Counter,
           "Syncs that found rules changed by others, and mended them"),
 )  # fmt: skip
+
+#: What the relay of userspace mode counts of each service port: (its counter, metric, help).
+RELAY_COUNTED = (
+    ("connections", "connections", "Connections accepted, and UDP sessions begun"),
+    ("retries", "retries", "Endpoints that did not take a connection, so that another was tried"),
+    ("failures", "failures", "Connections that no endpoint took"),
+    ("refused", "refused", "Connections and datagrams for which there was no endpoint to try"),
+    ("bytes_in", "received_bytes", "Bytes from clients"),
+    ("bytes_out", "sent_bytes", "Bytes to clients"),
+    ("datagrams_in", "received_datagrams", "Datagrams from clients"),
+    ("datagrams_out", "sent_datagrams", "Datagrams to clients"),
+)
+
+#: The same over all services, what is so now and what has been counted.
+RELAY_NOW = (
+    ("flows", "flows", "TCP connections that are open"),
+    ("sessions", "sessions", "UDP sessions that are open"),
+    ("buffered", "buffered_bytes", "Bytes kept for peers that do not read"),
+    ("workers", "workers", "Threads that move them"),
+)
+RELAY_TOTALS = (
+    ("accept_pauses", "accept_pauses", "Pauses in accepting, at the limit of descriptors or flows"),
+    ("evicted", "evicted_sessions", "UDP sessions that had to make room"),
+)
 
 #: What the kernel counts where it can, in iptables mode: (its counter, metric, help).
 COUNTED = (
@@ -204,6 +231,9 @@ class _States(Collector):
             yield self._rules(plans)
         if self._watched.mode == "iptables":
             yield from _counted()
+        if relays := tuple(self._watched.relays):
+            yield from _carried(relays)
+            yield from _relays(relays)
         yield GaugeMetricFamily(
             "kproxy_refused_objects",
             "Objects, and members of objects, that are left out",
@@ -244,6 +274,36 @@ def _counted() -> Iterator[Metric]:
     for counter, name, help_ in COUNTED:
         if counter in found:
             yield CounterMetricFamily(f"{PREFIX}{name}", help_, value=found[counter].packets)
+
+
+def _carried(relays: Iterable[Figures]) -> Iterator[Metric]:
+    """What was carried of each service port."""
+    labels = ("namespace", "service", "port", "protocol", *_FAMILY)
+    counted = [
+        (key, CounterMetricFamily(f"kproxy_relay_{name}", help_, labels=labels))
+        for key, name, help_ in RELAY_COUNTED
+    ]
+    active = GaugeMetricFamily(
+        "kproxy_relay_active", "Connections and UDP sessions that are open", labels=labels
+    )
+    for relay in relays:
+        for name, counters in ((each.name, each.counters) for each in relay.services):
+            values = (*name, _label(relay.family))
+            for key, metric in counted:
+                metric.add_metric(values, counters.get(key, 0))
+            active.add_metric(values, counters.get("active", 0))
+    yield from (metric for _, metric in counted)
+    yield active
+
+
+def _relays(relays: Iterable[Figures]) -> Iterator[Metric]:
+    """The relays themselves."""
+    for kind, table in ((GaugeMetricFamily, RELAY_NOW), (CounterMetricFamily, RELAY_TOTALS)):
+        for key, name, help_ in table:
+            metric = kind(f"kproxy_relay_{name}", help_, labels=_FAMILY)
+            for relay in relays:
+                metric.add_metric((_label(relay.family),), relay.totals.get(key, 0))
+            yield metric
 
 
 def _no_local_endpoints(plans: list[Snapshot]) -> Metric:

@@ -1,16 +1,17 @@
 """Other programs in our network namespace: what they change, and what earlier proxies left.
 
-A change of our rules is noticed within half a second; what serves in another mode or variant is
-swept away when our own rules stand.
+A change of our rules is noticed within half a second, and where it was is remembered until it is
+mended; what serves in another mode or variant is swept away when our own rules stand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 
 from kproxy import logs
 from kproxy.backends import registry
-from kproxy.backends.base import Watch
+from kproxy.backends.base import Harm, Watch, worse
 from kproxy.core.objects import Family
 from kproxy.errors import KernelError, KproxyError
 
@@ -28,6 +29,9 @@ class Others:
         self, choice: registry.Choice, families: Sequence[Family], spared: Sequence[str] = ()
     ) -> None:
         self.noticed = ""
+        self._harm: Harm = {}
+        #: Looks come from the loop, syncs from a thread.
+        self._lock = threading.Lock()
         self._choice = choice
         self._families = families
         self._swept = False
@@ -46,35 +50,54 @@ class Others:
 
     def look(self) -> str:
         """What others changed of ours, in words; "" for nothing. The caller tells it."""
-        try:
-            what = "" if self._watch is None else self._watch.look()
-        except KernelError as failed:
-            self._blind(failed)
-            return ""
-        self._told = self._told or bool(what)
-        return what
+        with self._lock:
+            try:
+                what = self._remembered("" if self._watch is None else self._watch.look())
+            except KernelError as failed:
+                self._blind(failed)
+                return ""
+            self._told = self._told or bool(what)
+            return what
 
     def before_sync(self) -> bool:
         """Whether the kernel is not what we believe. Tells what nobody looked at before."""
-        try:
-            what = "" if self._watch is None else self._watch.pause()
-        except KernelError as failed:
-            self._blind(failed)
-            return True
-        if what and not self._told:
-            _log.warning("rules were changed by others", what=what, mended_in=0.0)
-        return bool(what)
+        with self._lock:
+            try:
+                what = self._remembered("" if self._watch is None else self._watch.pause())
+            except KernelError as failed:
+                self._blind(failed)
+                return True
+            if what and not self._told:
+                _log.warning("rules were changed by others", what=what, mended_in=0.0)
+            return bool(what)
 
-    def after_sync(self, transactions: Sequence[int | None], *, ok: bool) -> None:
-        """``transactions`` of each family, None where that is not known."""
-        self._told = False
+    @property
+    def harm(self) -> Harm:
+        """Where others were at work since the last sync that mended it."""
+        return self._harm
+
+    def after_sync(
+        self,
+        transactions: Sequence[int | None],
+        entries: Mapping[Family, Mapping[str, int]],
+        *,
+        ok: bool,
+        mended: bool,
+    ) -> None:
+        """``transactions`` of each family, None where that is not known; ``entries`` where they
+        are, see :class:`kproxy.backends.base.Counting`. ``mended``: all :attr:`harm` was."""
         counts = [count for count in transactions if count is not None]
         known = ok and len(counts) == len(transactions)
-        try:
-            watch = self._watch
-            self.noticed = "" if watch is None else watch.resume(sum(counts) if known else None)
-        except KernelError as failed:
-            self._blind(failed)
+        with self._lock:
+            self._told = False
+            if ok and mended:
+                self._harm = {}
+            try:
+                watch, done = self._watch, sum(counts) if known else None
+                noticed = "" if watch is None else watch.resume(done, entries if known else None)
+                self.noticed = self._remembered(noticed)
+            except KernelError as failed:
+                self._blind(failed)
         if ok and not self._swept:
             self._sweep()
 
@@ -82,6 +105,11 @@ class Others:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
+
+    def _remembered(self, noticed: str) -> str:
+        if noticed and self._watch is not None:
+            self._harm = worse(self._harm, self._watch.harm())
+        return noticed
 
     def _sweep(self) -> None:
         """Until it has worked once: a lock that is held now is not held for ever."""
@@ -94,7 +122,7 @@ class Others:
 
     def _blind(self, why: Exception) -> None:
         """Not closed: somebody waits for its descriptor, and it may see again."""
-        self.noticed = ""
+        self.noticed, self._harm = "", None
         self._tell("cannot watch for changes by others", why)
 
     def _tell(self, what: str, why: Exception) -> None:

@@ -7,21 +7,28 @@ synced side by side, because most of a sync is waiting for the tool. :mod:`kprox
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
 from kproxy import logs
 from kproxy.backends import registry
-from kproxy.backends.base import Applied, Backend, Tending
+from kproxy.backends.base import (
+    Applied,
+    Backend,
+    Counting,
+    Judging,
+    Scope,
+    Tending,
+)
 from kproxy.backends.syncer import Syncer
 from kproxy.config import Config
 from kproxy.core.events import Delta
 from kproxy.core.objects import EndpointSlice, Family, Node, ObjectKey, Value
 from kproxy.core.planner import Planner
-from kproxy.core.settings import ipvs_settings, node_settings, primary_family
+from kproxy.core.settings import mode_settings, node_settings, primary_family
 from kproxy.core.snapshot import NodeSettings, Snapshot
 from kproxy.core.tracker import Changes, Counts, Tracker
 from kproxy.errors import ApplyError, CommandError, KernelError, KproxyError, MachineError
@@ -29,6 +36,9 @@ from kproxy.flows import Cleaned, FlowCleaner
 from kproxy.kernel.addresses import host_addresses
 from kproxy.others import Others
 from kproxy.status import FamilyStatus
+
+if TYPE_CHECKING:
+    from kproxy.backends.userspace.door import RelayDoor
 
 _log = logs.get("proxy")
 
@@ -44,8 +54,9 @@ class SyncRecord(Value, frozen=True):
     ``tables`` counts what was written, by table. ``latencies`` are the seconds from a change in
     the cluster to the kernel's acknowledgement, one for each slice that says when it changed.
     ``foreign``: the kernel was found changed by others, and was mended. ``transactions``: what the
-    kernel committed, None when that is not known. ``cleaned`` is the look at
-    the table of tracked flows that followed, None when there was none.
+    kernel committed, None when that is not known. ``entries``: how large the tables are then, where
+    the mode counts them. ``cleaned`` is the look at the table of tracked flows that followed, None
+    when there was none.
     """
 
     family: Family
@@ -58,7 +69,18 @@ class SyncRecord(Value, frozen=True):
     latencies: tuple[float, ...] = ()
     foreign: bool = False
     transactions: int | None = None
+    entries: Mapping[str, int] | None = None
     cleaned: Cleaned | None = None
+
+
+@runtime_checkable
+class Relaying(Protocol):
+    """A backend that carries connections itself. What it serves with can be handed to another
+    process (:mod:`kproxy.succession`), and outlives no daemon."""
+
+    @property
+    def relay(self) -> RelayDoor:
+        """The door to its relay."""
 
 
 class NodeProxy:
@@ -68,6 +90,8 @@ class NodeProxy:
         self.choice = registry.resolve(choice)
         #: Of the last sync, one for each family.
         self.records: tuple[SyncRecord, ...] = ()
+        #: Whether the last sync left nothing of what others were known to have changed.
+        self.mended = False
         self._started = time.time()
         self._config = config
         self._node_name = node_name
@@ -88,7 +112,7 @@ class NodeProxy:
         primary = primary_family(self._config, self.node, self._addresses)
         served, skipped = [], []
         for family in Family:
-            asked = ipvs_settings(self._config, family)
+            asked = mode_settings(self._config, family)
             backend = registry.create(self.choice, family, asked)
             try:
                 backend.probe()
@@ -103,16 +127,24 @@ class NodeProxy:
         self.others = Others(self.choice, self.served, self._config.ipvs.exclude_cidrs)
 
     def sync(
-        self, deltas: Iterable[Delta] = (), *, full: bool = False, moved: bool = False
+        self,
+        deltas: Iterable[Delta] = (),
+        *,
+        full: bool = False,
+        mends: bool = False,
+        moved: bool = False,
     ) -> bool:
         """Take changes in and bring the kernel to them, in every family. True when all went well.
 
-        ``full``: addresses and kernel are read and everything is compared; ``moved``: the addresses
-        are read.
+        ``full``: addresses and kernel are read and everything is compared; ``mends``: that is done
+        where others were at work; ``moved``: the addresses are read.
         """
         for delta in deltas:
             self.take_in(delta)
-        full = self.others.before_sync() or full
+        mends = self.others.before_sync() or mends or full
+        harm = self.others.harm if mends else {}
+        # Who changed something anywhere may have changed anything.
+        full = full or harm is None
         if full or moved:
             self._read_addresses()
         changes = self._tracker.take()
@@ -124,6 +156,7 @@ class NodeProxy:
                 node_settings(self._config, node, self._node_name, family.family, self._addresses),
                 changes,
                 full,
+                (harm or {}).get(family.family),
                 self._addresses,
             )
             for family in self._families
@@ -131,7 +164,13 @@ class NodeProxy:
         # Every job is waited for, whatever happened in another one.
         self.records = tuple([job.result() for job in jobs])
         ok = all(record.ok for record in self.records)
-        self.others.after_sync([record.transactions for record in self.records], ok=ok)
+        self.mended = ok and mends
+        self.others.after_sync(
+            [record.transactions for record in self.records],
+            {each.family: each.entries for each in self.records if each.entries is not None},
+            ok=ok,
+            mended=mends,
+        )
         return ok
 
     def tend(self) -> None:
@@ -167,6 +206,12 @@ class NodeProxy:
     def served(self) -> tuple[Family, ...]:
         """The families that this machine serves."""
         return tuple(family.family for family in self._families)
+
+    @property
+    def doors(self) -> tuple[RelayDoor, ...]:
+        """Of the families that are carried by a relay of ours."""
+        doors = (family.door for family in self._families)
+        return tuple([door for door in doors if door is not None])
 
     @property
     def plans(self) -> tuple[tuple[Snapshot, Any], ...]:
@@ -223,8 +268,10 @@ class NodeProxy:
         return "; ".join(lines)
 
     def close(self) -> None:
-        """End the threads; the rules stay."""
+        """End the threads, and what is carried here; the rules stay."""
         self._pool.shutdown()
+        for door in self.doors:
+            door.close()
         if self._families:
             self.others.close()
 
@@ -239,13 +286,19 @@ class _FamilyProxy:
         self.in_force: tuple[Snapshot, Any] | None = None
         self._planner = Planner(family)
         self._syncer = Syncer(backend)
-        self._flows = FlowCleaner(family, backend.mode)
+        judge = backend.flow_judge() if isinstance(backend, Judging) else None
+        self._flows = FlowCleaner(family, backend.mode, judge)
         self._backend = backend
         #: See :attr:`NodeProxy.tend_delay`.
         self.tend_delay: float | None = None
         self._lost_plan = False
         #: Slice -> when the oldest change happened that the kernel has not acknowledged.
         self._triggers: dict[ObjectKey, float] = {}
+
+    @property
+    def door(self) -> RelayDoor | None:
+        """To the relay, in modes that have one."""
+        return self._backend.relay if isinstance(self._backend, Relaying) else None
 
     def note_triggers(self, tracker: Tracker, delta: Delta, since: float) -> None:
         """Remember when the changes of slices happened; what is older than ``since`` does not
@@ -268,9 +321,13 @@ class _FamilyProxy:
         settings: NodeSettings,
         changes: Changes,
         full: bool,
+        scope: Scope | None,
         addresses: tuple[str, ...],
     ) -> SyncRecord:
-        """Plan, bring the kernel to the plan, clean flows. ``addresses``: all of this host."""
+        """Plan, bring the kernel to the plan, clean flows. ``scope``: where others were at work.
+        ``addresses``: all of this host."""
+        if scope is not None:
+            self._syncer.forget(scope)
         record = self._sync_rules(tracker, settings, changes, full, addresses)
         found, self._syncer.found = self._syncer.found, None
         if found is not None and not self._flows.knows_its_past:
@@ -280,7 +337,8 @@ class _FamilyProxy:
             self.tend_delay = None
             return record
         self.tend()
-        cleaned = self._flows.clean(all_of_it=record.full)
+        # Rules may have been out of force.
+        cleaned = self._flows.clean(all_of_it=record.full or scope is not None)
         return msgspec.structs.replace(record, cleaned=cleaned)
 
     def tend(self) -> None:
@@ -344,6 +402,7 @@ class _FamilyProxy:
             tables=applied.tables,
             foreign=applied.foreign,
             transactions=applied.transactions,
+            entries=self._backend.entries if isinstance(self._backend, Counting) else None,
         )
 
     def _record(self, begun: float, *, ok: bool, full: bool, **more: Any) -> SyncRecord:

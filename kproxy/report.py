@@ -17,7 +17,8 @@ _log = logs.get("daemon")
 class Report:
     """Knows what was told before, so that each thing is told once."""
 
-    def __init__(self, state: StateDir, notifier: Notifier, status: Status) -> None:
+    def __init__(self, state: StateDir | None, notifier: Notifier, status: Status) -> None:
+        #: None as long as a predecessor has it.
         self._state = state
         self._notifier = notifier
         self.status = status
@@ -37,6 +38,7 @@ class Report:
 
     def publish(self, proxy: NodeProxy, files: dict[str, FileStatus], *, ok: bool) -> None:
         """Write the status, then say so: who is told finds the new file."""
+        assert self._state is not None
         before = self.status
         self.status = msgspec.structs.replace(
             before,
@@ -48,7 +50,7 @@ class Report:
             failures=before.failures + (not ok),
             last_error="" if ok else proxy.error,
         )
-        self._write()
+        self._write(self._state)
         if proxy.ready and not before.ready:
             _log.info("ready", **proxy.totals)
             self._notifier.send(READY="1")
@@ -59,16 +61,22 @@ class Report:
             X_KPROXY_STATE_DIR=str(self._state.path),
         )
 
-    def _write(self) -> None:
+    def _write(self, state: StateDir) -> None:
         """A full disk is told once, and ends no node's proxy."""
         trouble = ""
         try:
-            self._state.write(self.status)
+            state.write(self.status)
         except KernelError as failed:
             trouble = str(failed)
             if trouble != self._trouble:
                 _log.error("the status is not told", why=trouble)
         self._trouble = trouble
+
+    def took_over(self, state: StateDir | None) -> None:
+        """A predecessor has given us its directory. Its supervisor is told that we are its service
+        now."""
+        self._state = state
+        self._notifier.send(MAINPID=str(self.status.pid))
 
     def stopping(self) -> None:
         self._notifier.send(STOPPING="1")

@@ -88,13 +88,24 @@ class Status(Value, frozen=True):
 
 
 class StateDir:
-    """A state directory that one daemon holds: made when missing, locked until closed."""
+    """A state directory that one daemon holds: made when missing, locked until closed.
 
-    def __init__(self, path: str | Path) -> None:
+    ``lock`` is the descriptor of the lock where it comes from a predecessor: the directory goes
+    from one to the other without a moment in which a third could take it.
+    """
+
+    def __init__(self, path: str | Path, lock: int | None = None) -> None:
         self.path = Path(path)
+        self._given = False
         self._prepare()
+        self._lock = self._locked() if lock is None else lock
+        # Not at the offset: a predecessor has moved it, and it goes with the lock.
+        os.truncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _locked(self) -> int:
         try:
-            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as failed:
             raise UsageError(
                 f"cannot be written: {failed.strerror}",
@@ -102,17 +113,26 @@ class StateDir:
                 hint="give --state-dir a directory that may be written",
             ) from failed
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = os.read(self._lock, 32).decode(errors="replace").strip()
-            os.close(self._lock)
+            pid = os.read(lock, 32).decode(errors="replace").strip()
+            os.close(lock)
             raise UsageError(
                 f"another kproxy (process {pid or 'unknown'}) works with this state directory",
                 where=str(self.path),
                 hint="stop it first, or give --state-dir another directory",
             ) from None
-        os.truncate(self._lock, 0)
-        os.write(self._lock, f"{os.getpid()}\n".encode())
+        return lock
+
+    def fileno(self) -> int:
+        """The lock's descriptor, to be handed to a successor."""
+        return self._lock
+
+    def give_away(self) -> None:
+        """A successor holds the directory. The lock is given up here at once, lest it outlive the
+        successor."""
+        os.close(self._lock)
+        self._given = True
 
     def write(self, status: Status) -> None:
         """Replace the file as a whole: a reader sees the old one or the new one.
@@ -134,8 +154,9 @@ class StateDir:
 
     def close(self) -> None:
         """Give the directory back; the last status stays for who asks what was."""
-        os.truncate(self._lock, 0)
-        os.close(self._lock)
+        if not self._given:
+            os.truncate(self._lock, 0)
+            os.close(self._lock)
 
     def _prepare(self) -> None:
         try:

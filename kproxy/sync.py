@@ -12,8 +12,8 @@ Guarantees, with kube-proxy's meaning of the two periods:
    after any failure; most failures here are a lock held for a moment by another tool, and the
    doubling keeps a lasting failure from loading the machine. New requests do not hurry a retry:
    the reason of the failure is rarely in them.
-5. What others changed is mended by a full sync at the time that :meth:`Schedule.mend` is given,
-   whatever ``minimum`` says.
+5. What others changed is mended by a sync at the time that :meth:`Schedule.mend` is given,
+   whatever ``minimum`` says; it is full if it is due for another reason as well.
 
 Times are seconds of one monotonic clock; only differences matter.
 """
@@ -27,9 +27,11 @@ FIRST_RETRY = 0.2
 
 
 class Run(Value, frozen=True):
-    """A sync that is to be done now. ``full``: read the kernel and compare everything."""
+    """A sync that is to be done now. ``full``: read the kernel and compare everything. ``mends``:
+    read where others were at work, at least."""
 
     full: bool
+    mends: bool = False
 
 
 class Schedule:
@@ -45,7 +47,10 @@ class Schedule:
         self._requested = False
         self._full = True
         self._mend_at = float("inf")
+        self._only_mends = False
         self._last_end: float | None = None
+        #: When the next full sync is due without any request.
+        self._periodic_at = float("inf")
         self._failures = 0
 
     def request(self, *, full: bool = False) -> None:
@@ -54,7 +59,7 @@ class Schedule:
         self._full = self._full or full
 
     def mend(self, at: float) -> None:
-        """Others have changed what the kernel holds: a full sync is due at ``at``."""
+        """Others have changed what the kernel holds: a sync that mends it is due at ``at``."""
         self._mend_at = min(self._mend_at, at)
 
     def due(self, now: float) -> float | None:
@@ -67,9 +72,8 @@ class Schedule:
         if self._failures:
             assert self._last_end is not None
             return self._last_end + self.retry_delay
-        periodic = float("inf") if self._last_end is None else self._last_end + self.period
-        asked = self._allowed_at(now) if self._requested else periodic
-        return min(periodic, asked, self._mend_at)
+        asked = self._allowed_at(now) if self._requested else self._periodic_at
+        return min(self._periodic_at, asked, self._mend_at)
 
     def start(self, now: float) -> Run:
         """The sync starts: every request up to now is served by it."""
@@ -77,8 +81,11 @@ class Schedule:
         self._refill(now)
         self._tokens = max(0.0, self._tokens - 1)
         mends = self._mend_at <= now
-        run = Run(full=self._full or mends or self._failures > 0 or not self._requested)
-        if run.full:
+        # For nothing else: what others do must not put off the full sync.
+        self._only_mends = mends and not self._requested and now < self._periodic_at
+        full = self._full or self._failures > 0 or not (self._requested or self._only_mends)
+        run = Run(full=full, mends=mends or full)
+        if run.mends:
             self._mend_at = float("inf")
         self._running, self._requested, self._full = True, False, False
         return run
@@ -88,6 +95,8 @@ class Schedule:
         assert self._running
         self._running = False
         self._last_end = now
+        if not self._only_mends:
+            self._periodic_at = now + self.period
         self._failures = 0 if ok else self._failures + 1
 
     @property

@@ -234,22 +234,25 @@ PYTHON
 
 # --- the compiled modules ------------------------------------------------------------------------
 
-# .pyx and .pxd, not .pyi
-kp_extension_digest() { kp_digest "$KP_ROOT/setup.py" "$KP_ROOT"/kproxy/*.p[yx][xd]; }
+# .pyx, .pxd and .pxi, not .pyi
+kp_extension_digest() {
+    kp_digest "$KP_ROOT/setup.py" "$KP_ROOT"/{kproxy,bench}/*.pyx "$KP_ROOT"/{kproxy,bench}/*/*.pxi
+}
 
 # kp_extension_built DIRECTORY: every module is there, compiled for this interpreter.
 kp_extension_built() {
     local suffix source
     suffix=$("$KP_VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
-    for source in "$KP_ROOT"/kproxy/*.pyx; do
-        [ -e "$1/$(basename "$source" .pyx)$suffix" ] || return 1
+    for source in "$KP_ROOT"/{kproxy,bench}/*.pyx; do
+        source=${source#"$KP_ROOT/"}
+        [ -e "$1/${source%.pyx}$suffix" ] || return 1
     done
 }
 
 # kp_extension release|debug: build it if what it is made of changed (setup.py tells what a build is).
 kp_extension() {
-    local mode=$1 stamp=$KP_BUILD/$1.stamp digest debug=0 place=$KP_ROOT/kproxy inplace=(--inplace)
-    [ "$mode" = release ] || debug=1 place=$KP_BUILD/debug/kproxy inplace=()
+    local mode=$1 stamp=$KP_BUILD/$1.stamp digest debug=0 place=$KP_ROOT inplace=(--inplace)
+    [ "$mode" = release ] || debug=1 place=$KP_BUILD/debug inplace=()
     digest=$(kp_extension_digest)
     if [ "$(cat "$stamp" 2>/dev/null)" = "$digest" ] && kp_extension_built "$place"; then
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxy import config_check, flags
-from kproxy.config import Config, DetectLocal, Iptables, config_from_mapping, replace_at, value_at
-from kproxy.durations import format_duration, parse_duration
+from kproxy.config import (
+    Config,
+    DetectLocal,
+    Iptables,
+    Userspace,
+    config_from_mapping,
+    port_range,
+    replace_at,
+    to_mapping,
+    value_at,
+)
+from kproxy.durations import Seconds, format_duration, parse_duration
 from kproxy.errors import ConfigError
 
 #: What kubeadm writes into its kube-proxy ConfigMap, nulls and empty strings included.
@@ -252,6 +263,12 @@ def test_an_unusable_file_is_an_error(tmp_path: Path, text: str | None, told: st
         ({"mode": "ipvs", "ipvs.drainTimeout": -1.0}, "ipvs.drainTimeout"),
         ({"logging.format": "xml"}, "logging.format"),
         ({"portRange": "a-b"}, "portRange"),
+        ({"portRange": "200-100"}, "portRange"),
+        ({"portRange": "65535+1"}, "portRange"),
+        ({"userspace.workers": -1}, "userspace.workers"),
+        ({"userspace.drainTimeout": -1.0}, "userspace.drainTimeout"),
+        ({"userspace.tcpIdleTimeout": 0.0}, "userspace.tcpIdleTimeout"),
+        ({"udpIdleTimeout": 0.0}, "udpIdleTimeout"),
         ({"hostnameOverride": "a_b"}, "hostnameOverride"),
     ],
 )
@@ -283,6 +300,31 @@ def test_sense_passes(changes: dict[str, object]) -> None:
     for path, value in changes.items():
         config = replace_at(config, path, value)
     assert config_check.problems(config) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("", None),
+        ("0", None),
+        ("0-0", None),
+        ("300", (300, 300)),
+        ("300-300", (300, 300)),
+        ("300-2000", (300, 2000)),
+        ("300+100", (300, 400)),
+        ("1-65535", (1, 65535)),
+    ],
+)
+def test_ranges_of_ports(text: str, span: tuple[int, int] | None) -> None:
+    """kube-proxy's three spellings; none, or a zero, leaves the choice to the kernel."""
+    assert port_range(text) == span
+
+
+@pytest.mark.parametrize("text", ["-", "a", "1-", "+5", "0-5", "5-4", "1-65536", "1-2-3", "99999"])
+def test_what_is_no_range_of_ports(text: str) -> None:
+    """It is quoted."""
+    with pytest.raises(ValueError, match=re.escape(repr(text))):
+        port_range(text)
 
 
 def test_all_problems_come_at_once() -> None:
@@ -356,6 +398,8 @@ def test_every_flag_with_a_path_names_a_field_and_its_default_reads_back() -> No
         ("enableProfiling", True, True),
         ("featureGates", {"A": True}, True),
         ("portRange", "1-2", True),
+        ("udpIdleTimeout", 1.0, True),
+        ("userspace", Userspace(workers=3), True),
         ("conntrack.min", 5, False),
         ("oomScoreAdj", 0, False),
         ("healthzBindAddress", "127.0.0.1:1", False),
@@ -366,6 +410,26 @@ def test_settings_without_effect_are_said(path: str, value: object, *, said: boo
     assert config_check.without_effect(Config()) == ()
     lines = config_check.without_effect(replace_at(Config(), path, value))
     assert [line.split(":")[0] for line in lines] == ([path] if said else [])
+
+
+def test_userspace_modes_own_settings_have_effect_there() -> None:
+    """In the mode that they belong to nothing is said of them."""
+    config = Config(
+        mode="userspace", port_range="1-2", udp_idle_timeout=Seconds(1), userspace=Userspace(3)
+    )
+    assert config_check.without_effect(config) == ()
+
+
+def test_own_sections_are_written_when_set() -> None:
+    """kube-proxy can read a file in which nothing of ours is set; what is set reads back."""
+    assert "userspace" not in to_mapping(Config())
+    config = Config(userspace=Userspace(workers=3, drain_timeout=Seconds(60)))
+    assert to_mapping(config)["userspace"] == {
+        "workers": 3,
+        "drainTimeout": "1m0s",
+        "tcpIdleTimeout": "24h0m0s",
+    }
+    assert config_from_mapping(to_mapping(config)) == (config, ())
 
 
 def test_types_and_values_of_a_file_are_told_together(tmp_path: Path) -> None:

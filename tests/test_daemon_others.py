@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -55,6 +56,44 @@ def test_a_flush_is_mended_told_and_counted(proxy: Proxy, variant: str) -> None:
         assert sorted(proxy.rules(variant).splitlines()) == sorted(before.splitlines())
     assert proxy.log.read_text().count("rules were changed by others") == 2
     assert proxy.stop() == 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_change_beside_our_own_writing_is_mended(
+    proxy: Proxy, variant: str, tmp_path: Path
+) -> None:
+    """Somebody else empties a chain right after a sync of ours has written, and nobody looks before
+    that sync is over: it is mended long before syncPeriod (30 s), and counted."""
+    folder, meddle = tmp_path / "bin", tmp_path / "meddle"
+    folder.mkdir()
+    real = command.require(f"iptables-{variant}-restore")
+    foreign_tool = command.require(f"iptables-{variant}")
+    wrapper = folder / f"iptables-{variant}-restore"
+    wrapper.write_text(
+        f'#!/bin/sh\n{real} "$@" || exit\n'
+        f"rm {meddle} 2>/dev/null && {foreign_tool} -w -t nat -F KUBE-MARK-MASQ\nexit 0\n"
+    )
+    wrapper.chmod(0o755)
+    file = proxy.manifests / "web.yaml"
+    put(file, service())
+    path = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    proxy.start("--iptables-variant", variant, environment=path)
+    proxy.until_in_force(file)
+    before = proxy.rules(variant)
+    meddle.touch()
+    put(file, service(endpoint="10.180.0.2"))
+    proxy.until_in_force(file)
+    proxy.until(lambda: foreign(proxy) == 1)
+    assert not meddle.exists()
+    after = proxy.rules(variant).replace("10.180.0.2", "10.180.0.1")
+    assert without_endpoint_names(after) == without_endpoint_names(before)
+    assert proxy.log.read_text().count("rules were changed by others") == 1
+    assert proxy.stop() == 0
+
+
+def without_endpoint_names(rules: str) -> list[str]:
+    """The name of an endpoint's chain depends on its address."""
+    return sorted(re.sub("KUBE-SEP-[A-Z0-9]+", "KUBE-SEP", rules).splitlines())
 
 
 def test_other_peoples_tables_cause_no_sync(proxy: Proxy) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -11,13 +12,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.host import Machine
+from kproxy.backends.userspace.estate import Counters, Figures
 from kproxy.core.events import Delta
-from kproxy.core.objects import Family, ServiceType, TrafficPolicy
+from kproxy.core.objects import Family, PortName, Protocol, ServiceType, TrafficPolicy
 from kproxy.core.planner import Planner
 from kproxy.core.snapshot import Snapshot
 from kproxy.core.tracker import Counts, Tracker
 from kproxy.health.monitor import Monitor
-from kproxy.metrics import Metrics
+from kproxy.metrics import RELAY_COUNTED, RELAY_NOW, RELAY_TOTALS, Metrics
 from kproxy.proxy import SyncRecord
 from tests.factories import make_endpoint, make_port, make_service, make_settings, make_slice
 
@@ -61,8 +63,9 @@ class Watched:
     seen = Counts(30, 40)
     refused = 3
 
-    def __init__(self, *plans: tuple[Snapshot, Any]) -> None:
+    def __init__(self, *plans: tuple[Snapshot, Any], relays: Iterable[Figures] = ()) -> None:
         self.plans = plans
+        self.relays = relays
 
 
 def plan_of(*objects: Any) -> tuple[Snapshot, Any]:
@@ -223,6 +226,33 @@ def test_states_are_those_of_the_scrape() -> None:
         owned = sum(rule.table.value == table for rule in rules)
         found = value(samples, f"{prefix}_iptables_total", table=table, ip_family="IPv4")
         assert found == owned
+
+
+def test_a_relay_is_counted_by_service_port() -> None:
+    """Each counter of the relay under a name of ours, with the service port's own labels; and the
+    relay as a whole, by family. What a relay does not count yet is 0."""
+    name = PortName("ns", "web", "http", Protocol.UDP)
+    counters = {
+        key: 10 + number
+        for number, key in enumerate(("active", *(row[0] for row in RELAY_COUNTED)))
+    }
+    totals = {key: 50 + number for number, (key, _, _) in enumerate((*RELAY_NOW, *RELAY_TOTALS))}
+    relays = [
+        Figures(Family.IPV4, totals, (Counters(name, counters),)),
+        Figures(Family.IPV6, {}, (Counters(name, {}),)),
+    ]
+    _, samples = scraped(Metrics(Watched(relays=relays)))
+    own = {"namespace": "ns", "service": "web", "port": "http", "protocol": "UDP"}
+    named = {key: f"{metric}_total" for key, metric, _ in (*RELAY_COUNTED, *RELAY_TOTALS)}
+    named |= {"active": "active"} | {key: metric for key, metric, _ in RELAY_NOW}
+    for key, count in counters.items():
+        sample = f"kproxy_relay_{named[key]}"
+        assert value(samples, sample, ip_family="IPv4", **own) == count
+        assert value(samples, sample, ip_family="IPv6", **own) == 0
+    for key, count in totals.items():
+        sample = f"kproxy_relay_{named[key]}"
+        assert value(samples, sample, ip_family="IPv4") == count
+        assert value(samples, sample, ip_family="IPv6") == 0
 
 
 HERE, ELSEWHERE = make_endpoint("10.180.0.1", "node1"), make_endpoint("10.180.0.2", "node2")

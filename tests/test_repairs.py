@@ -68,15 +68,38 @@ def schedule() -> Schedule:
 
 
 def test_a_repair_does_not_wait_for_the_minimum_gap() -> None:
-    """It is full, whatever was asked for besides."""
+    """And serves what was asked for besides."""
     made = schedule()
     made.request()
     assert made.due(1.0) == 10.0
     made.mend(1.5)
     assert made.due(1.0) == 1.5
-    assert made.start(1.5) == Run(full=True)
+    assert made.start(1.5) == Run(full=False, mends=True)
     made.finish(1.6, ok=True)
     assert made.due(1.6) == 31.6
+
+
+def test_repairs_do_not_put_off_the_full_sync() -> None:
+    """They read where others are known to have been: what nobody noticed is still found in time."""
+    made = schedule()
+    for now in (5.0, 15.0, 25.0):
+        made.mend(now)
+        assert made.start(now) == Run(full=False, mends=True)
+        made.finish(now + 1, ok=True)
+    assert made.due(26.0) == 30.0
+    made.mend(30.0)
+    assert made.start(30.0) == Run(full=True, mends=True)
+
+
+def test_a_repair_that_failed_is_tried_again_in_full() -> None:
+    """What is in force is not known then."""
+    made = schedule()
+    made.mend(5.0)
+    made.start(5.0)
+    made.finish(6.0, ok=False)
+    due = made.due(6.0)
+    assert due is not None
+    assert made.start(due).full
 
 
 def test_a_partial_sync_does_not_cancel_a_repair() -> None:

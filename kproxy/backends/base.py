@@ -7,15 +7,18 @@ puts them together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol, TypeVar, runtime_checkable
 
 from kproxy.core.objects import Family, PortName, Value
 from kproxy.core.snapshot import Snapshot
+from kproxy.core.stale_flows import FlowJudge
 
 Desired = TypeVar("Desired")
 Actual = TypeVar("Actual")
 Patch = TypeVar("Patch")
+Believed_contra = TypeVar("Believed_contra", contravariant=True)
+Read_co = TypeVar("Read_co", covariant=True)
 
 
 class Applied(Value, frozen=True):
@@ -87,6 +90,63 @@ class Tending(Protocol):
         """
 
 
+@runtime_checkable
+class Judging(Protocol):
+    """A backend that knows by itself which UDP flows of conntrack are stale."""
+
+    def flow_judge(self) -> FlowJudge:
+        """One that follows the plans from here on."""
+
+
+@runtime_checkable
+class Partial(Protocol):
+    """A backend that leaves something out by itself, and tries again when it reads."""
+
+    def left_out(self) -> Iterable[tuple[PortName, str]]:
+        """After a sync: service ports of which something is not served, and why."""
+
+
+class Scope(Value, frozen=True):
+    """Where in one family's rules others were at work: anywhere in ``tables``, and in single
+    ``chains`` (table, chain)."""
+
+    tables: frozenset[str] = frozenset()
+    chains: frozenset[tuple[str, str]] = frozenset()
+
+    def __or__(self, other: Scope) -> Scope:
+        return Scope(self.tables | other.tables, self.chains | other.chains)
+
+
+#: By family, those that are not named were left alone. None: it may be anywhere.
+Harm = Mapping[Family, Scope] | None
+
+
+def worse(one: Harm, other: Harm) -> Harm:
+    """Both."""
+    if one is None or other is None:
+        return None
+    families = one.keys() | other.keys()
+    return {family: one.get(family, Scope()) | other.get(family, Scope()) for family in families}
+
+
+@runtime_checkable
+class Rereading(Protocol[Believed_contra, Read_co]):
+    """A backend that can read a part of what it holds, which costs as much as the part."""
+
+    def reread(self, believed: Believed_contra, scope: Scope) -> Read_co:
+        """As ``read``, when ``believed`` is in force but for what others did within ``scope``."""
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A backend that knows how large the tables are which it shares with others."""
+
+    @property
+    def entries(self) -> Mapping[str, int] | None:
+        """Table -> entries of everybody after the last ``read`` and ``apply``, as the kernel counts
+        them; None when that is not known, or of no use to the mode's Watch."""
+
+
 class Watch(Protocol):
     """Notices when others change what one mode wrote, for all families, in the namespace of the
     thread that made it.
@@ -104,9 +164,15 @@ class Watch(Protocol):
     def pause(self) -> str:
         """We are about to write. Says what :meth:`look` would have said."""
 
-    def resume(self, transactions: int | None) -> str:
+    def resume(
+        self, transactions: int | None, entries: Mapping[Family, Mapping[str, int]] | None = None
+    ) -> str:
         """What is there now is as it should be, after so many transactions of ours (None: it is
-        not known how many). Says what others did in between, as far as that can be told."""
+        not known how many). ``entries``: how large tables should be now, where a backend knows it
+        (:class:`Counting`). Says what others did in between, as far as that can be told."""
+
+    def harm(self) -> Harm:
+        """Where all that is that was said since this was last asked."""
 
     def close(self) -> None:
         """Nothing is noticed any more."""

@@ -12,7 +12,7 @@ from kproxy.backends.base import Backend, Watch
 from kproxy.backends.xtables.layout import Layout
 from kproxy.config_check import MODES
 from kproxy.core.objects import Family, Value
-from kproxy.core.snapshot import IpvsSettings, Snapshot
+from kproxy.core.snapshot import ModeSettings, Snapshot
 from kproxy.core.stale_flows import Former
 from kproxy.errors import UsageError
 
@@ -26,9 +26,9 @@ class Built(Value, frozen=True):
 
     ``offered``: one chooses between the variants; else they only say whose tools write the rules
     that go with the mode, and the host decides.
-    ``make(family, variant, asked)`` gives its backend; ``asked`` is what the operator wants of ipvs
-    mode. ``detect()`` is the variant that this host uses, and ``text(snapshot, variant)`` its rules
-    for reading, without a look at any host.
+    ``make(family, variant, asked)`` gives its backend; ``asked`` is what the operator wants of
+    single modes. ``detect()`` is the variant that this host uses, and ``text(snapshot, variant)``
+    its rules for reading, without a look at any host.
     ``watch(variant, families, spared)`` notices what others change of it. ``sweep(family, variant,
     standing)`` takes away what the mode, kube-proxy's too, left in that variant, now that the mode
     ``standing`` serves instead; it returns whether there was anything.
@@ -38,7 +38,7 @@ class Built(Value, frozen=True):
     """
 
     variants: tuple[str, ...]
-    make: Callable[[Family, str, IpvsSettings], AnyBackend]
+    make: Callable[[Family, str, ModeSettings], AnyBackend]
     detect: Callable[[], str]
     text: Callable[[Snapshot, str], Iterator[str]]
     counts: Callable[[Any], Mapping[str, int]]
@@ -49,7 +49,7 @@ class Built(Value, frozen=True):
     offered: bool = True
 
 
-def _iptables(family: Family, variant: str, asked: IpvsSettings) -> AnyBackend:
+def _iptables(family: Family, variant: str, asked: ModeSettings) -> AnyBackend:
     from kproxy.backends.iptables.apply import IptablesBackend
 
     return IptablesBackend(family, variant)
@@ -106,10 +106,15 @@ def _iptables_layout() -> Layout:
     return LAYOUT
 
 
-def _ipvs(family: Family, variant: str, asked: IpvsSettings) -> AnyBackend:
+def _ipvs(family: Family, variant: str, asked: ModeSettings) -> AnyBackend:
     from kproxy.backends.ipvs.apply import IpvsBackend
 
-    return IpvsBackend(family, variant, scheduler=asked.scheduler)
+    scheduler = asked.ipvs.scheduler
+    if family is Family.IPV6:
+        return IpvsBackend(family, variant, scheduler=scheduler)
+    from kproxy.backends.ipvs.loopback import Loopback
+
+    return IpvsBackend(family, variant, scheduler=scheduler, loopback=Loopback())
 
 
 def _ipvs_variant() -> str:
@@ -162,8 +167,62 @@ def _ipvs_layout() -> Layout:
     return LAYOUT
 
 
+def _userspace(family: Family, variant: str, asked: ModeSettings) -> AnyBackend:
+    from kproxy.backends.userspace.apply import UserspaceBackend
+
+    return UserspaceBackend(family, variant, settings=asked.userspace)
+
+
+def _userspace_text(snapshot: Snapshot, variant: str) -> Iterator[str]:
+    from kproxy.backends.userspace.text import text
+
+    return text(snapshot)
+
+
+def _userspace_counts(desired: Any) -> Mapping[str, int]:
+    from kproxy.backends.userspace.counts import rules_by_table
+
+    return rules_by_table(desired)
+
+
+def _userspace_prepare(backend: Any, snapshot: Snapshot) -> tuple[tuple[str, str], ...]:
+    from kproxy.backends.userspace.prepare import prepare
+
+    return prepare(backend, snapshot)
+
+
+def _userspace_former(actual: Any) -> Former:
+    from kproxy.backends.userspace.found import former
+
+    return former(actual.rules)
+
+
+def _userspace_watch(variant: str, families: Iterable[Family], spared: Iterable[str]) -> Watch:
+    from kproxy.backends.userspace.watch import watch
+    from kproxy.backends.xtables.variant import Variant
+
+    return watch(Variant(variant), families)
+
+
+def _userspace_sweep(family: Family, variant: str, standing: Choice) -> bool:
+    from kproxy.backends.userspace.sweep import sweep
+    from kproxy.backends.xtables.variant import Variant
+
+    return sweep(family, Variant(variant), standing.mode, _spared(standing, variant))
+
+
+def _userspace_layout() -> Layout:
+    from kproxy.backends.userspace.chains import LAYOUT
+
+    return LAYOUT
+
+
 #: Which chains and rules of the kernel's tables are a mode's, for the modes that have some.
-_LAYOUTS: dict[str, Callable[[], Layout]] = {"iptables": _iptables_layout, "ipvs": _ipvs_layout}
+_LAYOUTS: dict[str, Callable[[], Layout]] = {
+    "iptables": _iptables_layout,
+    "ipvs": _ipvs_layout,
+    "userspace": _userspace_layout,
+}
 
 
 def _spared(standing: Choice, variant: str) -> Layout | None:
@@ -196,6 +255,18 @@ _BUILT: dict[str, Built] = {
         former=_ipvs_former,
         watch=_ipvs_watch,
         sweep=_ipvs_sweep,
+        offered=False,
+    ),
+    "userspace": Built(
+        variants=("nft", "legacy"),
+        make=_userspace,
+        detect=_iptables_variant,
+        text=_userspace_text,
+        counts=_userspace_counts,
+        prepare=_userspace_prepare,
+        former=_userspace_former,
+        watch=_userspace_watch,
+        sweep=_userspace_sweep,
         offered=False,
     ),
 }
@@ -269,11 +340,11 @@ def resolve(choice: Choice) -> Choice:
 def create(
     choice: Choice,
     family: Family,
-    asked: IpvsSettings = IpvsSettings(),  # noqa: B008 (frozen)
+    asked: ModeSettings = ModeSettings(),  # noqa: B008 (frozen)
 ) -> AnyBackend:
     """A backend for one family in the calling thread's network namespace; not yet probed.
 
-    ``asked`` is what the operator wants of ipvs mode; the others do not look at it.
+    ``asked`` is what the operator wants of single modes: each looks at its own.
     """
     return _BUILT[choice.mode].make(family, resolve(choice).variant, asked)
 

@@ -8,11 +8,11 @@ tried again when their plan changes, and else at the full syncs, ever more rarel
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Generic
+from typing import Generic, cast
 
 import msgspec
 
-from kproxy.backends.base import Actual, Applied, Backend, Desired, Patch
+from kproxy.backends.base import Actual, Applied, Backend, Desired, Partial, Patch, Rereading, Scope
 from kproxy.backends.isolate import isolate
 from kproxy.collector import held_off
 from kproxy.core.objects import PortName, Value
@@ -42,6 +42,8 @@ class Syncer(Generic[Desired, Actual, Patch]):
         #: What is in force since the last good sync; None when that is not known.
         self._in_force: Desired | None = None
         self._reads = True
+        #: Where others were at work, when no more than that has to be read.
+        self._scope: Scope | None = None
         self._left_out: dict[PortName, LeftOut] = {}
         #: What the last sync found in the kernel before it wrote; None when it did not read.
         self.found: Actual | None = None
@@ -57,14 +59,18 @@ class Syncer(Generic[Desired, Actual, Patch]):
         """Whether the next sync reads the kernel and compares everything."""
         return self._reads
 
-    def forget(self) -> None:
-        """The kernel may have been changed by others: the next sync reads it."""
-        self._reads = True
+    def forget(self, scope: Scope | None = None) -> None:
+        """The kernel may have been changed by others, within ``scope`` if it is known where: the
+        next sync reads that."""
+        if scope is None or not isinstance(self.backend, Rereading):
+            self._reads = True
+        else:
+            self._scope = scope if self._scope is None else self._scope | scope
 
     def sync(self, snapshot: Snapshot) -> Applied:
         """Bring the kernel to the Snapshot. On KproxyError the next call starts by reading."""
         # Everything is read, made and compared then.
-        with held_off() if self._reads else nullcontext():
+        with held_off() if self._reads or self._scope is not None else nullcontext():
             return self._sync(snapshot)
 
     def _sync(self, snapshot: Snapshot) -> Applied:
@@ -87,27 +93,35 @@ class Syncer(Generic[Desired, Actual, Patch]):
             raise
         else:
             self._left_out = out
-        refused = tuple((name, left.why) for name, left in sorted(self._left_out.items()))
-        return msgspec.structs.replace(applied, full=full, refused=refused)
+        return msgspec.structs.replace(applied, full=full, refused=self._refused())
+
+    def _refused(self) -> tuple[tuple[PortName, str], ...]:
+        own = self.backend.left_out() if isinstance(self.backend, Partial) else ()
+        refused = [(name, left.why) for name, left in sorted(self._left_out.items())]
+        return (*refused, *own)
 
     def _lost(self) -> None:
-        self._in_force, self._reads = None, True
+        self._in_force, self._reads, self._scope = None, True, None
 
     def _bring(self, desired: Desired) -> Applied:
         """From what is there, or is believed to be, to ``desired``."""
         before, foreign = self._in_force, False
-        if self._reads or before is None:
-            actual = self._read()
+        scope = self._scope
+        if self._reads or before is None or scope is not None:
+            actual = self._read(before, None if self._reads else scope)
             patch = self.backend.diff(desired, actual)
             if before is not None and patch is not None:
                 foreign = before is desired or self.backend.diff(before, actual) is not None
         else:
             patch = self.backend.diff(desired, self.backend.settled(before))
         applied = Applied(full=False) if patch is None else self.backend.apply(patch)
-        self._in_force, self._reads = desired, False
+        self._in_force, self._reads, self._scope = desired, False, None
         return msgspec.structs.replace(applied, foreign=foreign) if foreign else applied
 
-    def _read(self) -> Actual:
+    def _read(self, believed: Desired | None = None, scope: Scope | None = None) -> Actual:
+        """All of it, or what there is if others were at work within ``scope`` only."""
+        if believed is not None and scope is not None and isinstance(self.backend, Rereading):
+            return cast("Actual", self.backend.reread(believed, scope))
         actual = self.backend.read()
         if self.found is None:
             self.found = actual

@@ -10,8 +10,9 @@ from kproxy.cli.common import emit, output_option, table
 from kproxy.cli.lab_options import complete_labs
 
 if TYPE_CHECKING:
-    from kproxy.lab.survey import HostFacts, LabFacts
+    from kproxy.lab.survey import Carried, HostFacts, LabFacts
 
+_FIGURES = ("connections", "active", "retries", "failures", "in", "out")
 _COLUMNS = ("lab", "name", "kind", "state", "mode", "age", "node", "addresses")
 
 
@@ -28,8 +29,9 @@ _COLUMNS = ("lab", "name", "kind", "state", "mode", "age", "node", "addresses")
 def command(lab: str | None, output: str | None) -> None:
     """List labs: nodes with the state of their kproxy, clients and pods.
 
-    -o wide also shows interfaces, their MTU, and routes, as the kernel has them. Labs that run on
-    a kernel of their own are asked there.
+    What the nodes carry themselves (userspace mode) is listed by service port, as far as there was
+    any. -o wide also shows interfaces, their MTU, and routes, as the kernel has them. Labs that run
+    on a kernel of their own are asked there.
     """
     import msgspec
 
@@ -51,6 +53,7 @@ def command(lab: str | None, output: str | None) -> None:
             _wide(one)
     else:
         _table(facts)
+        _carried(facts)
         for one in facts:
             for host in one.hosts:
                 if host.detail and host.kind == "node":
@@ -81,6 +84,34 @@ def _table(facts: list[LabFacts]) -> None:
         (*_COLUMNS[:place], "kernel", *_COLUMNS[place:]),
         [(*row[:place], kernels[row[0]], *row[place:]) for row in rows],
     )
+
+
+def _carried(facts: list[LabFacts]) -> None:
+    """What relays have carried, of the service ports of which there was something."""
+    rows = [
+        (lab.name, host.name, one.name, one.protocol, *_figures(one))
+        for lab in facts
+        for host in lab.hosts
+        for one in host.carried
+        if one.connections or one.failures
+    ]
+    if rows:
+        click.echo()
+        table(("lab", "node", "service", "protocol", *_FIGURES), rows)
+
+
+def _figures(one: Carried) -> tuple[str, ...]:
+    numbers = (one.connections, one.active, one.retries, one.failures)
+    return (*map(str, numbers), size(one.bytes_in), size(one.bytes_out))
+
+
+def size(count: int) -> str:
+    """Bytes in three digits and a unit: ``512 B``, ``1.5 kB``, ``20 MB``."""
+    number, units = float(count), iter(("kB", "MB", "GB", "TB", "PB"))
+    unit = "B"
+    while number >= 999.5:
+        number, unit = number / 1000, next(units)
+    return f"{number:.1f} {unit}" if unit != "B" and number < 9.95 else f"{number:.0f} {unit}"
 
 
 def _rows(lab: LabFacts) -> list[tuple[str, ...]]:
@@ -116,7 +147,7 @@ def _wide(lab: LabFacts) -> None:
         click.echo(f"\n  {host.name}: {', '.join(word for word in words if word)}")
         if host.detail:
             click.echo(f"    {host.detail}")
-        for line in _links(host):
+        for line in (*_links(host), *_carried_lines(host)):
             click.echo(f"    {line}")
 
 
@@ -128,6 +159,15 @@ def _links(host: HostFacts) -> list[str]:
         for link in host.interfaces
     ]
     return lines + [f"{'route':<{width}}  {route}" for route in host.routes]
+
+
+def _carried_lines(host: HostFacts) -> list[str]:
+    lines = []
+    for one in host.carried:
+        named = zip(_FIGURES, _figures(one), strict=True)
+        told = ", ".join(f"{figure} {name}" for name, figure in named)
+        lines.append(f"carried  {one.name} {one.protocol}: {told}")
+    return lines
 
 
 def age(seconds: float | None) -> str:

@@ -6,6 +6,7 @@ the other; what a rule asks and what a tool prints has the same parts in the sam
     hash:ip,port        address (4 or 16) · port (2) · protocol number (1)
     hash:ip,port,ip     … · address
     hash:ip,port,net    … · address of the network, host bits zero · prefix length (1), never 0
+    hash:net,port       address of the network · port · protocol · its prefix length, never 0
     hash:ip             address
     bitmap:port         port (2)
 """
@@ -27,7 +28,8 @@ class Part(Enum):
     PORT = "port"
     PROTOCOL = "protocol"
     OTHER = "other address"
-    PREFIX = "prefix length"
+    PREFIX = "prefix length of the other"
+    LENGTH = "prefix length"
 
 
 #: kind -> its parts, in packed order
@@ -35,6 +37,7 @@ LAYOUTS: Mapping[str, tuple[Part, ...]] = {
     "hash:ip,port": (Part.ADDRESS, Part.PORT, Part.PROTOCOL),
     "hash:ip,port,ip": (Part.ADDRESS, Part.PORT, Part.PROTOCOL, Part.OTHER),
     "hash:ip,port,net": (Part.ADDRESS, Part.PORT, Part.PROTOCOL, Part.OTHER, Part.PREFIX),
+    "hash:net,port": (Part.ADDRESS, Part.PORT, Part.PROTOCOL, Part.LENGTH),
     "hash:ip": (Part.ADDRESS,),
     "bitmap:port": (Part.PORT,),
 }
@@ -56,11 +59,12 @@ KINDS: Mapping[str, Kind] = {
     "hash:ip,port": Kind("ip_set_hash_ipport", 4096),
     "hash:ip,port,ip": Kind("ip_set_hash_ipportip", 4096),
     "hash:ip,port,net": Kind("ip_set_hash_ipportnet", 1024),
+    "hash:net,port": Kind("ip_set_hash_netport", 1024),
     "hash:ip": Kind("ip_set_hash_ip", 1024),
     "bitmap:port": Kind("ip_set_bitmap_port", 0),
 }
 
-_BYTES = {Part.PORT: 2, Part.PROTOCOL: 1, Part.PREFIX: 1}
+_BYTES = {Part.PORT: 2, Part.PROTOCOL: 1, Part.PREFIX: 1, Part.LENGTH: 1}
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 
 
@@ -92,7 +96,7 @@ def _split(kind: str, family: Family, member: bytes) -> Iterator[tuple[Part, byt
 
 def _words(parts: Mapping[Part, bytes]) -> Iterator[str]:
     if Part.ADDRESS in parts:
-        yield address_text(parts[Part.ADDRESS])
+        yield address_text(parts[Part.ADDRESS]) + _length(parts.get(Part.LENGTH), parts)
     if Part.PORT in parts:
         port = str(int.from_bytes(parts[Part.PORT], "big"))
         protocol = parts.get(Part.PROTOCOL)
@@ -100,6 +104,13 @@ def _words(parts: Mapping[Part, bytes]) -> Iterator[str]:
     if Part.OTHER in parts:
         prefix = parts.get(Part.PREFIX)
         yield address_text(parts[Part.OTHER]) + (f"/{prefix[0]}" if prefix else "")
+
+
+def _length(prefix: bytes | None, parts: Mapping[Part, bytes]) -> str:
+    """``/8``; the tool leaves out that of a single address."""
+    if prefix is None or prefix[0] == 8 * len(parts[Part.ADDRESS]):
+        return ""
+    return f"/{prefix[0]}"
 
 
 def address_text(packed: bytes) -> str:

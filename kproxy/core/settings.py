@@ -8,9 +8,16 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 
-from kproxy.config import Config
+from kproxy.config import Config, port_range
 from kproxy.core.objects import Family, Node, family_of
-from kproxy.core.snapshot import IpvsSettings, LocalDetector, NodePortTargets, NodeSettings
+from kproxy.core.snapshot import (
+    IpvsSettings,
+    LocalDetector,
+    ModeSettings,
+    NodePortTargets,
+    NodeSettings,
+    UserspaceSettings,
+)
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
@@ -44,8 +51,9 @@ def node_settings(
         masquerade_bit=config.rules.masquerade_bit,
         node_port_targets=node_port_targets(config, family, addresses, host_addresses),
         service_cidrs=_of(family, config.service_cidrs),
-        local_addresses=local_addresses(config, family, host_addresses),
+        local_addresses=local_addresses(config, family, addresses, host_addresses),
         ipvs=ipvs_settings(config, family),
+        userspace=userspace_settings(config, family),
     )
 
 
@@ -54,10 +62,16 @@ _NAMES_ADDRESSES = frozenset({"ipvs"})
 
 
 def local_addresses(
-    config: Config, family: Family, host_addresses: Sequence[str]
+    config: Config, family: Family, addresses: Sequence[str], host_addresses: Sequence[str]
 ) -> tuple[str, ...]:
     """The node's addresses of a family, but loopback's and link-local ones, for the modes that need
-    them; sorted, since the kernel's order may change while the addresses do not."""
+    them; sorted, since the kernel's order may change while the addresses do not.
+
+    In userspace mode those of the node's own ``addresses`` that are here, in their order: what the
+    Node object says may be an address of another machine, from which packets are passed on.
+    """
+    if config.effective_mode == "userspace":
+        return tuple(address for address in addresses if address in host_addresses)
     if config.effective_mode not in _NAMES_ADDRESSES:
         return ()
     loopback = _LOOPBACK[family]
@@ -80,6 +94,28 @@ def ipvs_settings(config: Config, family: Family) -> IpvsSettings:
         udp_timeout=int(section.udp_timeout),
         drain_seconds=float(section.drain_timeout),
     )
+
+
+def userspace_settings(config: Config, family: Family) -> UserspaceSettings:
+    """What userspace mode is asked for; the default in other modes, where it means nothing."""
+    if config.effective_mode != "userspace":
+        return UserspaceSettings()
+    section = config.userspace
+    bind = config.bind_address
+    own = bind not in _UNSPECIFIED and family_of(bind) is family
+    return UserspaceSettings(
+        listen=str(ipaddress.ip_address(bind)) if own else "",
+        port_range=port_range(config.port_range),
+        workers=section.workers,
+        tcp_idle_seconds=float(section.tcp_idle_timeout),
+        udp_idle_seconds=float(config.udp_idle_timeout),
+        drain_seconds=float(section.drain_timeout),
+    )
+
+
+def mode_settings(config: Config, family: Family) -> ModeSettings:
+    """What the operator asks of single modes."""
+    return ModeSettings(ipvs_settings(config, family), userspace_settings(config, family))
 
 
 def node_addresses(

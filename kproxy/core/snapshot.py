@@ -128,6 +128,30 @@ class IpvsSettings(Value, frozen=True):
     drain_seconds: float = 900.0
 
 
+class UserspaceSettings(Value, frozen=True):
+    """What only userspace mode asks of the operator, for one family.
+
+    ``listen`` is the address of all relay ports, "" the unspecified one. ``port_range`` are the
+    first and the last port to choose from, None: the kernel chooses. ``workers`` are threads, 0:
+    as many as the machine has use for. The rest are seconds; ``drain_seconds``: how long flows may
+    go on after a successor has taken over.
+    """
+
+    listen: str = ""
+    port_range: tuple[int, int] | None = None
+    workers: int = 0
+    tcp_idle_seconds: float = 86400.0
+    udp_idle_seconds: float = 30.0
+    drain_seconds: float = 900.0
+
+
+class ModeSettings(Value, frozen=True):
+    """What the operator asks of single modes, for one family: each looks at its own field."""
+
+    ipvs: IpvsSettings = IpvsSettings()
+    userspace: UserspaceSettings = UserspaceSettings()
+
+
 class NodeSettings(Value, frozen=True):
     """This node and the operator's choices, for one family; a change here changes every rule.
 
@@ -136,7 +160,9 @@ class NodeSettings(Value, frozen=True):
     ``service_cidrs`` are the ranges that cluster IPs come from, when known.
 
     ``local_addresses`` are all of this namespace but loopback's and link-local ones, for modes
-    that have to name them one by one; () in the others. ``ipvs`` matters in that mode only.
+    that have to name them one by one; in userspace mode those of ``addresses`` that are of this
+    namespace; () in the others. ``ipvs`` and ``userspace`` matter in the
+    mode of that name only.
     """
 
     name: str
@@ -149,6 +175,7 @@ class NodeSettings(Value, frozen=True):
     service_cidrs: tuple[str, ...] = ()
     local_addresses: tuple[str, ...] = ()
     ipvs: IpvsSettings = IpvsSettings()
+    userspace: UserspaceSettings = UserspaceSettings()
 
     @property
     def masquerade_mark(self) -> int:

@@ -31,7 +31,7 @@ sync that only adds endpoints looks at nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from kproxy.core.objects import Family, TrafficPolicy, Value
 from kproxy.core.policy import EXTERNAL, Client
@@ -79,12 +79,34 @@ class Former(Value, frozen=True):
     endpoints: frozenset[tuple[str, int]] = frozenset()
 
 
-class StaleFlows:
-    """Follows the plans of one family and judges flows by the last one.
+class FlowJudge(Protocol):
+    """What follows the plans of one family and knows which flows contradict them.
 
     Tell every plan *before* it is applied, also one that is then refused: part of it may be in
     force. After a good sync look at :meth:`parts`, judge what they hold, and say :meth:`cleaned`.
     """
+
+    def plan(self, snapshot: Snapshot, addresses: tuple[str, ...]) -> None:
+        """A plan that is about to be applied. ``addresses``: all of the network namespace."""
+
+    def remember(self, former: Former) -> None:
+        """Rules of a past life of this node's proxy have been found; a plan is known already."""
+
+    def suspect_all(self) -> None:
+        """The rules may have been out of force for a while: any flow may be stale."""
+
+    def parts(self) -> Sequence[Part]:
+        """What of the table has to be looked at: nothing, some parts, or :data:`WHOLE`."""
+
+    def judge(self, flows: Iterable[Flow]) -> list[int]:
+        """Positions of the flows that are stale."""
+
+    def cleaned(self) -> None:
+        """All that :meth:`parts` named has been judged, and what was stale is gone."""
+
+
+class StaleFlows:
+    """Follows the plans of one family and judges flows by the last one; a :class:`FlowJudge`."""
 
     def __init__(self, family: Family) -> None:
         self.family = family

@@ -18,6 +18,7 @@ from kproxy.core.tracker import Counts
 from kproxy.proxy import SyncRecord
 
 if TYPE_CHECKING:
+    from kproxy.backends.userspace.estate import Figures
     from kproxy.metrics import Metrics
 
 
@@ -43,6 +44,10 @@ class Watched(Protocol):
     @property
     def plans(self) -> Iterable[tuple[Snapshot, Any]]:
         """What is in force: the plan of each family, and what the mode made of it."""
+
+    @property
+    def relays(self) -> Iterable[Figures]:
+        """What the relay of each family has counted, in modes that have one."""
 
 
 class Monitor:

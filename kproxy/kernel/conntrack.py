@@ -34,6 +34,7 @@ from kproxy.kernel.ctnetlink import (
     NLMSG_ERROR,
     REQUEST,
     TUPLE_ORIG,
+    TUPLE_REPLY,
     ZONE,
     answers,
     contents,
@@ -150,6 +151,26 @@ class Conntrack:
         for.
         """
         return (b"" if self.family is Family.IPV6 else address), port
+
+    def udp_by_reply(self, source: tuple[bytes, bytes], to: tuple[bytes, bytes]) -> Flow | None:
+        """The UDP flow whose replies go from address and port ``source`` to those of ``to``,
+        packed; None when there is none. NetlinkError when the kernel refuses."""
+        self._sequence = sequence = self._sequence + 1
+        asked = self._layout.tuple_(TUPLE_REPLY, source[0], to[0], source[1], to[1])
+        self._send(message(CT_GET, REQUEST, sequence, self._layout.code, asked))
+        while True:
+            buffer = self._receive()
+            if buffer is None:
+                raise NetlinkError("the answer of conntrack was lost", errno.ENOBUFS)
+            length, kind, _, answered, _ = HEADER.unpack_from(buffer)
+            if answered != sequence:
+                continue
+            if kind == CT_NEW:
+                return self._layout.walk(buffer, BODY, length)
+            code = error_of(buffer, 0, length)
+            if code == errno.ENOENT:
+                return None
+            raise NetlinkError(f"cannot ask conntrack: {os.strerror(code)}", code)
 
     def delete(self, handles: Iterable[bytes]) -> Deleted:
         """Take entries away, in batches. An entry that is gone already is fine."""

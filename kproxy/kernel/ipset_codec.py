@@ -11,7 +11,7 @@ costs a few dozen slices for a thousand members where packing them one by one co
       IPSET_ATTR_IP    { IPADDR }
       IPSET_ATTR_IP2   { IPADDR }       the kernel lists it before the port; packed it comes later
       IPSET_ATTR_PORT
-      IPSET_ATTR_CIDR2
+      IPSET_ATTR_CIDR2, or IPSET_ATTR_CIDR
       IPSET_ATTR_PROTO
 """
 
@@ -42,7 +42,7 @@ NAME2 = 3
 PORT_TO, TIMEOUT, CADT_FLAGS, BITMASK = 5, 6, 8, 12
 HASH_SIZE, MAX_ELEMENTS, NETMASK, ELEMENTS = 18, 19, 20, 24
 # Of a member.
-_IP, PORT, _PROTO, _IP2, _CIDR2 = 1, 4, 7, 20, 21
+_IP, _CIDR, PORT, _PROTO, _IP2, _CIDR2 = 1, 3, 4, 7, 20, 21
 NESTED, NET_ORDER = 0x8000, 0x4000
 
 #: Bytes of nfgenmsg, before the attributes.
@@ -61,6 +61,7 @@ _WIRE = {
     Part.OTHER: (_IP2, True, True),
     Part.PORT: (PORT, False, True),
     Part.PREFIX: (_CIDR2, False, False),
+    Part.LENGTH: (_CIDR, False, False),
     Part.PROTOCOL: (_PROTO, False, False),
 }
 _PARTS = {number: part for part, (number, _, _) in _WIRE.items()}

@@ -29,6 +29,14 @@ _TYPE_MASK = 0x3FFF
 _GEN_ID, _GEN_PID, _GEN_NAME = 1, 2, 3
 #: A datagram of notifications holds as many messages as fit into a page or two.
 _BUFFER = 64 * 1024
+#: Bytes that may wait to be heard: the news of some 20,000 rules. Memory is taken when that much
+#: waits only; the default, a fortieth of it, would lose a chain of a few hundred rules.
+_WAITING = 8 << 20
+#: News that are taken in at once (5 µs each): a dispatch chain of 5,000 services that is emptied.
+#: Where more was changed, all has to be looked at anyway.
+_MOST = 10_000
+#: The limit of net.core.rmem_max does not bind who may change rules (CAP_NET_ADMIN).
+_SO_RCVBUFFORCE = 33
 _MODULO = 1 << 32
 
 
@@ -130,6 +138,8 @@ class Listener:
     def __init__(self) -> None:
         self._hears = False
         self._news = _socket()
+        with suppress(PermissionError):
+            self._news.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _WAITING)
         try:
             self._questions = _socket()
         except BaseException:
@@ -153,14 +163,18 @@ class Listener:
             self._hears = False
 
     def heard(self) -> tuple[list[Event], bool]:
-        """Everything that waits, and whether the kernel had to leave something out."""
+        """Everything that waits; or nothing, and that it is too much or that the kernel had to
+        leave something out."""
         found: list[Event] = []
         lost = False
         while True:
             try:
-                found += events(self._news.recv(_BUFFER, socket.MSG_DONTWAIT))
+                datagram = self._news.recv(_BUFFER, socket.MSG_DONTWAIT)
+                if not lost:
+                    found += events(datagram)
+                    lost = len(found) > _MOST
             except BlockingIOError:
-                return found, lost
+                return [] if lost else found, lost
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise _refused("hear of changes of rules", error.errno or 0) from error

@@ -24,6 +24,7 @@ _LEVELS = {Family.IPV4: socket.IPPROTO_IP, Family.IPV6: socket.IPPROTO_IPV6}
 _DOMAINS = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 #: name, valid hooks, where each of five hooks begins and ends, entries, bytes
 _INFO = struct.Struct("=32s I 5I 5I I I")
+_ENTRIES = 12
 
 #: Where the tools lock, unless the environment says otherwise.
 DEFAULT_LOCK = "/run/xtables.lock"
@@ -62,6 +63,13 @@ class Tables:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def entries(info: bytes | None) -> int:
+    """How many entries the kernel counts in a table of which :meth:`Tables.info` told: one for each
+    rule, two for the head and the end of each chain that somebody made, one for the policy of each
+    base chain, and one at the end. Pure."""
+    return 0 if info is None else int(_INFO.unpack(info)[_ENTRIES])
 
 
 def lock_file() -> Path:

@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn, Self
 
-from kproxy import status
+from kproxy import status, succession
 from kproxy.errors import CheckFailed, KproxyError, LabError
 from kproxy.kernel import netns
 from kproxy.lab import state
@@ -58,6 +58,18 @@ def node_environment(lab: str, node: str) -> dict[str, str]:
 def start_proxies(lab: LabState, nodes: Iterable[str]) -> tuple[Process, ...]:
     """Start kproxy on these nodes, all at once; :func:`await_in_force` waits for their syncs."""
     return tuple(_start_proxy(lab, node) for node in nodes)
+
+
+def restart_proxies(lab: LabState, nodes: Iterable[str]) -> tuple[Process, ...]:
+    """Start a new kproxy on these nodes in place of the one that runs, if one does.
+
+    In a mode that carries connections the new one takes over, and the old one ends when they have.
+    """
+    nodes = tuple(nodes)
+    if lab.mode not in succession.MODES:
+        running = alive(lab.name, ROLE_PROXY)
+        stop(lab.name, [running[node] for node in nodes if node in running])
+    return start_proxies(lab, nodes)
 
 
 def _start_proxy(lab: LabState, node: str) -> Process:
@@ -190,7 +202,8 @@ def _become(
 
 
 def alive(lab: str, role: str) -> dict[str, Process]:
-    """Running processes of one role by host, according to the undo log."""
+    """Running processes of one role by host, according to the undo log; of several on one host the
+    last that was started, which the others have given way to."""
     return {p.host: p for p in UndoLog(lab).read().processes if p.role == role and p.alive()}
 
 

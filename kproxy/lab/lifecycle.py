@@ -200,6 +200,28 @@ def publish(lab: LabState) -> None:
         watch.until_in_force([path])
 
 
+def restart(name: str, nodes: Iterable[str] = ()) -> list[tuple[str, int, int]]:
+    """A new kproxy on these nodes, or on all, in sync when it returns.
+
+    Returns (node, old process, new process); the old one is 0 where none ran.
+    """
+    with state.lock(name):
+        lab = opened(name)
+        chosen = tuple(dict.fromkeys(nodes)) or tuple(lab.nodes)
+        if unknown := [node for node in chosen if node not in lab.nodes]:
+            raise LabError(
+                f"lab {name} has no node {', '.join(unknown)}",
+                hint=f"it has: {', '.join(lab.nodes)}",
+            )
+        before = daemons.alive(name, daemons.ROLE_PROXY)
+        with daemons.Watch(lab) as watch:
+            started = daemons.restart_proxies(lab, chosen)
+            watch.until_in_force([cluster_file(name)])
+    return [
+        (new.host, before[new.host].pid if new.host in before else 0, new.pid) for new in started
+    ]
+
+
 # --- up ---------------------------------------------------------------------------------------
 
 

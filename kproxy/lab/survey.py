@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from kproxy import status
+from kproxy import status, succession
 from kproxy.core.objects import Value
-from kproxy.errors import LabError
+from kproxy.errors import KernelError, LabError
 from kproxy.kernel import netns
 from kproxy.kernel.netlink import explained, open_route
 from kproxy.lab import daemons, state, wiring
@@ -35,11 +37,26 @@ class InterfaceFacts(Value, frozen=True):
     addresses: tuple[str, ...] = ()
 
 
+class Carried(Value, frozen=True):
+    """What a node's relay has carried of one service port since it started, in both families;
+    ``active`` are the connections and UDP sessions that there are."""
+
+    name: str
+    protocol: str
+    connections: int = 0
+    active: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    retries: int = 0
+    failures: int = 0
+
+
 class HostFacts(Value, frozen=True):
     """A node, client or pod. ``state`` is one word, ``detail`` what it stands for.
 
     Nodes: ``synced``, ``syncing``, ``failing``, ``down``; pods: ``ready``, ``not-ready``, ``down``
     (nothing answers for them); clients: ``up``. ``seconds`` is the age of a node's daemon.
+    ``carried`` is what it carries itself, in modes that do.
     """
 
     name: str
@@ -52,6 +69,7 @@ class HostFacts(Value, frozen=True):
     detail: str = ""
     interfaces: tuple[InterfaceFacts, ...] = ()
     routes: tuple[str, ...] = ()
+    carried: tuple[Carried, ...] = ()
 
 
 class LabFacts(Value, frozen=True):
@@ -115,14 +133,43 @@ def _node(lab: LabState, node: str, process: Process | None) -> HostFacts:
         word, detail = "synced", ""
     else:
         word, detail = "syncing", ""
+    carried: tuple[Carried, ...] = ()
+    if lab.mode in succession.MODES:
+        try:
+            carried = _carried(directory)
+        except KernelError as silent:
+            detail = detail or f"its relay does not tell: {silent}"
     return HostFacts(
         node,
         "node",
         word,
+        carried=carried,
         mode=f"{said.mode}-{said.variant}" if said.variant else said.mode,
         seconds=max(0.0, time.time() - said.started_at),
         addresses=addresses,
         detail=detail or "; ".join(said.refusals),
+    )
+
+
+def _carried(directory: Path) -> tuple[Carried, ...]:
+    from kproxy.backends.userspace import handover
+
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for relay in handover.ask(directory) or ():
+        for each in relay.services:
+            key = str(each.name), each.name.protocol.value
+            counts.setdefault(key, Counter()).update(each.counters)
+    return tuple(
+        Carried(
+            *key,
+            connections=counted["connections"],
+            active=counted["active"],
+            bytes_in=counted["bytes_in"],
+            bytes_out=counted["bytes_out"],
+            retries=counted["retries"],
+            failures=counted["failures"],
+        )
+        for key, counted in sorted(counts.items())
     )
 
 

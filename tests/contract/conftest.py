@@ -1,11 +1,13 @@
 """One backend of each kind, on the in-memory kernel and in a fresh namespace of the real one.
 
-``backend`` is one of iptables mode, ``ipvs`` one of IPVS mode, ``any_backend`` one of any mode.
+``backend`` is one of iptables mode, ``ipvs`` one of IPVS mode, ``userspace`` one of userspace mode
+(with sockets of its own on the real kernel), ``any_backend`` one of any mode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,12 @@ from kproxy.backends.iptables.host import Machine
 from kproxy.backends.ipvs import host
 from kproxy.backends.ipvs.apply import IpvsBackend
 from kproxy.backends.ipvs.door import KernelDoor
+from kproxy.backends.userspace.apply import UserspaceBackend
+from kproxy.backends.userspace.door import RelayDoor
 from kproxy.backends.xtables.door import ToolDoor
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
+from tests.backends.userspace.relay import FakeRelay
 from tests.contract.namespaces import scratch
 
 KINDS = [
@@ -46,12 +51,26 @@ IPVS_KINDS = [
     for family in Family
 ]
 
+USERSPACE_KINDS = [
+    pytest.param(
+        (f"userspace-{variant}", family, real),
+        id=f"userspace-{variant}-ipv{family.value}-{'kernel' if real else 'fake'}",
+        marks=[pytest.mark.kernel] if real else [],
+    )
+    for variant, real in ((Variant.NFT, False), (Variant.NFT, True), (Variant.LEGACY, True))
+    for family in Family
+]
+
 AnyBackend = Backend[Any, Any, Any]
 
 
 def made(kind: tuple[str, Family, bool], records: Path) -> Iterator[AnyBackend]:
     """A backend on an empty kernel; the real one is the test's own namespace."""
     form, family, real = kind
+    mode, _, variant = form.partition("-")
+    if mode == "userspace":
+        yield from _userspace(family, variant, records if real else None)
+        return
     if not real:
         yield _ipvs(family, None) if form == "ipvs" else _iptables(family, form, None)
         return
@@ -73,6 +92,15 @@ def _ipvs(family: Family, records: Path | None) -> IpvsBackend:
     return IpvsBackend(family, variant, door=KernelDoor(family, variant, records=records))
 
 
+def _userspace(family: Family, variant: str, records: Path | None) -> Iterator[UserspaceBackend]:
+    if records is None:
+        yield UserspaceBackend(family, variant, door=FakeIptables(), relay=FakeRelay())
+        return
+    with scratch(loopback=True), closing(RelayDoor(family)) as relay:
+        door = ToolDoor(family, Variant(variant), records=records)
+        yield UserspaceBackend(family, variant, door=door, relay=relay)
+
+
 @pytest.fixture(params=KINDS)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnyBackend]:
     yield from made(request.param, tmp_path / "records")
@@ -83,6 +111,11 @@ def ipvs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnyBackend]
     yield from made(request.param, tmp_path / "records")
 
 
-@pytest.fixture(params=[*KINDS, *IPVS_KINDS])
+@pytest.fixture(params=USERSPACE_KINDS)
+def userspace(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnyBackend]:
+    yield from made(request.param, tmp_path / "records")
+
+
+@pytest.fixture(params=[*KINDS, *IPVS_KINDS, *USERSPACE_KINDS])
 def any_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnyBackend]:
     yield from made(request.param, tmp_path / "records")

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from kproxy.config import Config, DetectLocal, Iptables, Ipvs, Nftables
+from kproxy.config import Config, DetectLocal, Iptables, Ipvs, Nftables, Userspace
 from kproxy.core.objects import Family, Node
-from kproxy.core.settings import ZONE_LABEL, node_settings, primary_family
-from kproxy.core.snapshot import IpvsSettings, LocalDetector, NodePortTargets
+from kproxy.core.settings import ZONE_LABEL, mode_settings, node_settings, primary_family
+from kproxy.core.snapshot import (
+    IpvsSettings,
+    LocalDetector,
+    ModeSettings,
+    NodePortTargets,
+    UserspaceSettings,
+)
 from kproxy.durations import Seconds
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -153,3 +160,31 @@ def test_ipvs_mode_has_its_section_and_every_address() -> None:
     assert (plain.local_addresses, plain.ipvs) == (("2001:db8::7",), IpvsSettings())
     other = node_settings(Config(ipvs=section), NODE, "n1", V4, host)
     assert (other.local_addresses, other.ipvs) == ((), IpvsSettings())
+
+
+def test_userspace_mode_has_its_settings() -> None:
+    """In seconds; relay ports are at the bind address in its own family only. Other modes have
+    none of it, and each mode is asked for its own alone."""
+    section = Userspace(workers=3, drain_timeout=Seconds(60), tcp_idle_timeout=Seconds(90))
+    config = Config(
+        mode="userspace",
+        bind_address="192.0.2.7",
+        port_range="300+10",
+        udp_idle_timeout=Seconds(2),
+        userspace=section,
+    )
+    asked = UserspaceSettings(
+        listen="192.0.2.7",
+        port_range=(300, 310),
+        workers=3,
+        tcp_idle_seconds=90.0,
+        udp_idle_seconds=2.0,
+        drain_seconds=60.0,
+    )
+    assert node_settings(config, NODE, "n1", V4, ()).userspace == asked
+    assert node_settings(config, NODE, "n1", V6, ()).userspace == replace(asked, listen="")
+    assert mode_settings(config, V4) == ModeSettings(userspace=asked)
+    everywhere = replace(config, bind_address="::")
+    assert node_settings(everywhere, NODE, "n1", V6, ()).userspace.listen == ""
+    other = node_settings(replace(config, mode="iptables"), NODE, "n1", V4, ())
+    assert other.userspace == UserspaceSettings()

@@ -41,6 +41,7 @@ class Watched:
     pending = seen = Counts()
     refused = 0
     plans = ()
+    relays = ()
 
 
 def done(*, ok: bool = True) -> tuple[SyncRecord, ...]:

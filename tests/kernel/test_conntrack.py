@@ -249,3 +249,27 @@ def test_attributes_that_are_cut_off():
         list(contents(b"\x10\x00\x01\x00\x00\x00", 0, 6))
     with Conntrack(V4) as door, pytest.raises(NetlinkError, match="cut off"):
         door._parse(b"\xff\x00\x00\x00" + bytes(16), 0)
+
+
+@pytest.mark.parametrize("family", Family)
+def test_a_flow_is_found_by_its_reply(family):
+    """From the place to the client as the place sees it; zones have flows of their own."""
+    found, wanted = [], []
+    with Conntrack(family) as door:
+        for entry in ENTRIES:
+            place, client = split(entry.place), split(entry.masked or entry.source)
+            if entry.protocol != UDP or len(place[0]) != LAYOUTS[family].size:
+                continue
+            flow = door.udp_by_reply(place, client)
+            found += [flow] if flow is not None else []
+            wanted += [] if entry.zone else expected(family, (entry,))
+    assert sorted(found) == sorted(wanted)
+    assert wanted
+
+
+def test_nobody_has_such_a_reply():
+    """Another port, and the right one of another protocol: no flow, and no error."""
+    with Conntrack(V4) as door:
+        assert door.udp_by_reply(split(POD), split("10.0.0.9:4009")) is None
+        put((Entry("10.0.0.7:7", VIP, POD, protocol=TCP),))
+        assert door.udp_by_reply(split(POD), split("10.0.0.7:7")) is None

@@ -33,6 +33,7 @@ PARTS = {
     Part.PROTOCOL: lambda _, number: bytes(((6, 17, 132)[number % 3],)),
     Part.OTHER: lambda family, number: network(family, number),
     Part.PREFIX: lambda family, number: bytes((16 + number % 2,)),
+    Part.LENGTH: lambda family, number: bytes((8 * size(family),)),
 }
 
 
@@ -69,7 +70,9 @@ def twin(kind: str, family: Family, name: str) -> set[bytes]:
                     elif part is Part.PORT:
                         member += struct.pack(">H", values["IPSET_ATTR_PORT_FROM"])
                     else:
-                        word = {Part.PROTOCOL: "PROTO", Part.PREFIX: "CIDR2"}[part]
+                        word = {Part.PROTOCOL: "PROTO", Part.PREFIX: "CIDR2", Part.LENGTH: "CIDR"}[
+                            part
+                        ]
                         member += bytes((values[f"IPSET_ATTR_{word}"],))
                 found.add(member)
     return found

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 
 from kproxy import logs
-from kproxy.backends.base import Applied
+from kproxy.backends.base import Applied, Scope
 from kproxy.backends.iptables import counters, host
 from kproxy.backends.iptables.diff import Patch, diff
 from kproxy.backends.iptables.endpoint_set import NAMES
 from kproxy.backends.iptables.fixed import SYSCTLS
-from kproxy.backends.iptables.held import Held, held, settled
+from kproxy.backends.iptables.held import Held, held, reheld, settled
 from kproxy.backends.iptables.host import Machine
 from kproxy.backends.iptables.layout import LAYOUT
-from kproxy.backends.iptables.refusal import refusal
 from kproxy.backends.iptables.render import Desired, context_of, render
 from kproxy.backends.iptables.script import calls
 from kproxy.backends.xtables.cleanup import cleanup_calls
 from kproxy.backends.xtables.door import Door, ToolDoor, tool
 from kproxy.backends.xtables.layout import Layout, Place
+from kproxy.backends.xtables.localnet import NEEDED_BY
+from kproxy.backends.xtables.refusal import refusal
 from kproxy.backends.xtables.rules import Table
-from kproxy.backends.xtables.saved import Saved, parse
+from kproxy.backends.xtables.saved import Saved, entries, grown, parse, rows
 from kproxy.backends.xtables.script import Call, Tally, chunks
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family, PortName
@@ -32,6 +33,10 @@ from kproxy.errors import CommandError, KernelError
 from kproxy.kernel import command, sysctl
 
 _log = logs.get("iptables")
+
+#: Chains that are listed one by one, each by a process (1 ms), when others were at work in them: to
+#: list all of 5,000 x 10 takes 0.8 s.
+FEW_CHAINS = 64
 
 
 class IptablesBackend:
@@ -56,6 +61,12 @@ class IptablesBackend:
         self.door = ToolDoor(family, self.variant) if door is None else door
         self._machine = machine
         self._set = NAMES[family]
+        self._entries: dict[str, int] | None = None
+
+    @property
+    def entries(self) -> Mapping[str, int] | None:
+        """See :class:`kproxy.backends.base.Counting`. nf_tables counts transactions instead."""
+        return self._entries
 
     @property
     def machine(self) -> Machine:
@@ -83,8 +94,41 @@ class IptablesBackend:
         return render(snapshot, context, previous)
 
     def read(self) -> Held:
-        sysctls = {name: self.door.sysctl(name) for name, _, _ in SYSCTLS}
-        return held(parse(self.door.save()), self.family, sysctls, self.door.members(self._set))
+        saved = parse(self.door.save())
+        if self.variant is Variant.LEGACY:
+            self._entries = entries(saved)
+        return held(saved, self.family, self._sysctls(), self.door.members(self._set))
+
+    def reread(self, believed: Desired, scope: Scope) -> Held:
+        """As :meth:`read`, which is asked where it costs no more."""
+        if self.variant is Variant.LEGACY:
+            # A table is listed as a whole there, whichever chain of it is asked for.
+            scope = Scope(scope.tables | {table for table, _ in scope.chains})
+        saved = self._saved(scope)
+        if saved is None:
+            return self.read()
+        if self._entries is not None:
+            self._entries |= entries(saved)
+        members = self.door.members(self._set)
+        return reheld(believed, saved, scope, self._sysctls(), members)
+
+    def _saved(self, scope: Scope) -> Saved | None:
+        """What is within ``scope``; None: more has to be read."""
+        if self.variant is Variant.LEGACY:
+            return parse(self.door.save(sorted(scope.tables))) if scope.tables else {}
+        if scope.tables or len(scope.chains) > FEW_CHAINS:
+            # The other way round there: every listing by the save tool takes as long as one of all.
+            return None
+        saved: Saved = {}
+        for table, chain in sorted(scope.chains):
+            text = self.door.chain(table, chain)
+            if text is None:
+                return None
+            saved.setdefault(Table(table), {})[chain] = rows(text)
+        return saved
+
+    def _sysctls(self) -> dict[str, str | None]:
+        return {name: self.door.sysctl(name) for name, _, _ in SYSCTLS}
 
     def settled(self, desired: Desired) -> Held:
         return settled(desired)
@@ -113,6 +157,7 @@ class IptablesBackend:
         nothing leads to yet, or whole new contents of services that were served before.
         """
         counter, members = Tally(), patch.members
+        before, self._entries = self._entries, None
         for name in patch.desired.context.counted if patch.places else ():
             # A rule can name it only when it is there. It is fine when it is.
             self.door.make_counter(name)
@@ -124,7 +169,7 @@ class IptablesBackend:
                 with suppress(KernelError):
                     filling()
                 again = next(islice(self.script(patch), number, None))
-                raise refusal(error, "".join(again), patch) from error
+                raise refusal(error, "".join(again), patch.owners) from error
         filling()
         if members.gone:
             self.door.drain(self._set, members.gone)
@@ -133,6 +178,8 @@ class IptablesBackend:
         # After the rules: route_localnet without the guard would open 127.0.0.1 to neighbours.
         for name, value in patch.sysctls:
             self.door.set_sysctl(name, value)
+        if before is not None:
+            self._entries = grown(before, counter.entries, patch.replaced)
         return Applied(
             full=patch.full,
             written=counter.tables.total(),
@@ -190,18 +237,19 @@ def sweep(family: Family, variant: Variant, standing: str, spared: Layout | None
         return False
     door = ToolDoor(family, variant)
     other = standing != IptablesBackend.mode
-    found = _clean(door, family, variant, spared, _guarded(family) if other else ())
+    found = _clean(door, family, variant, spared, _guarded(family, standing) if other else ())
     if found or other:
         # Where rules of our own variant ask it, it stays.
         door.destroy(NAMES[family], wait=found and other)
     return found
 
 
-def _guarded(family: Family) -> Collection[Place]:
+def _guarded(family: Family, standing: str) -> Collection[Place]:
     """The chain of the guard, where neighbours could reach 127.0.0.1 without it: route_localnet is
-    on, and somebody else may have set it."""
+    on, because the mode that stands needs it or somebody else has set it."""
     names = [name for name, _, _ in SYSCTLS]
-    sysctl.restore(only=names)
+    if standing not in NEEDED_BY:
+        sysctl.restore(only=names)
     on = family is Family.IPV4 and any(sysctl.read(name) == "1" for name in names)
     return {(rule.table, rule.chain) for rule in LAYOUT.guests} if on else ()
 

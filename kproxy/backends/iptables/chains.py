@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import sha256
 
+from kproxy.backends.xtables import localnet
 from kproxy.backends.xtables.rules import Jump, Rule, Table
 from kproxy.core.objects import PortName
 
@@ -20,8 +21,7 @@ MARK_MASQ = "KUBE-MARK-MASQ"
 FORWARD = "KUBE-FORWARD"
 PROXY_FIREWALL = "KUBE-PROXY-FIREWALL"
 CANARY = "KUBE-PROXY-CANARY"
-#: Shared with the kubelet, which keeps rules of its own there: never flushed by us.
-KUBELET_FIREWALL = "KUBE-FIREWALL"
+KUBELET_FIREWALL = localnet.KUBELET_FIREWALL
 
 CLUSTER, LOCAL, EXTERNAL, FIREWALL = "KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-"
 ENDPOINT = "KUBE-SEP-"

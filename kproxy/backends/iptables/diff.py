@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from kproxy.backends.iptables import chains
@@ -11,7 +12,7 @@ from kproxy.backends.iptables.held import Held
 from kproxy.backends.iptables.render import Block, Desired, Place
 from kproxy.backends.xtables.found import jump_change
 from kproxy.backends.xtables.rules import Table
-from kproxy.backends.xtables.saved import Line
+from kproxy.backends.xtables.saved import Line, chain_entries
 from kproxy.core.objects import PortName, Value
 
 
@@ -35,7 +36,8 @@ class Patch(Value, frozen=True, eq=False):
     rule goes there), ``jumps`` lines for the top of base chains, ``surplus`` lines of theirs that
     go before, ``guard`` lines to add to the chain shared with the kubelet (``declare_guard``: it
     has to be made), ``members`` what becomes of the set of endpoints, ``sysctls`` to set. ``full``:
-    the kernel was read for this; ``first``: it held no rule of any service.
+    the kernel was read for this; ``first``: it held no rule of any service. ``replaced``: entries
+    of each table that chains had which are written or go.
     """
 
     desired: Desired
@@ -51,6 +53,7 @@ class Patch(Value, frozen=True, eq=False):
     declare_guard: bool = False
     members: SetChange = SetChange()
     sysctls: tuple[tuple[str, str], ...] = ()
+    replaced: Mapping[str, int] = {}
 
     def __bool__(self) -> bool:
         return self.rules or bool(self.members or self.sysctls)
@@ -107,6 +110,7 @@ def _from_believed(desired: Desired, before: Desired) -> Patch:
         return Patch(desired, full=False)
     parts: list[Part] = []
     doomed: list[str] = []
+    held: dict[str, str] = {}
     changed, removed = _differing(desired, before)
     for name in changed:
         block, old = desired.blocks[name], before.blocks.get(name)
@@ -115,10 +119,12 @@ def _from_believed(desired: Desired, before: Desired) -> Patch:
         if old is None:
             parts.append(Part(block))
             continue
+        held.update(old.chains)
         parts += _part(block, old.chains)
         doomed += old.chains.keys() - block.chains.keys()
     for name in removed:
         if name in before.blocks:
+            held.update(before.blocks[name].chains)
             doomed += before.blocks[name].chains
     places = [place for place in chains.FIXED if desired.fixed[place] != before.fixed[place]]
     if desired.dispatch is not before.dispatch:
@@ -134,7 +140,26 @@ def _from_believed(desired: Desired, before: Desired) -> Patch:
         guard=tuple(row for row in desired.guard if row not in before.guard),
         members=_members_since(desired, before),
         sysctls=tuple(sorted(wanted_sysctls(desired.context) - wanted_sysctls(before.context))),
+        replaced=_replaced(parts, doomed, held, {place: before.text_of(place) for place in places}),
     )
+
+
+def _replaced(
+    parts: Iterable[Part],
+    gone: Iterable[str],
+    nat: Mapping[str, str],
+    places: Mapping[Place, str],
+) -> Counter[str]:
+    """``nat`` and ``places`` are the chains that are there, with their lines. Where none of a
+    service is, no service's text has to be made for this."""
+    counts: Counter[str] = Counter()
+    written = (chain for part in parts for chain, _ in part.chains()) if nat else ()
+    for chain in (*written, *gone):
+        if chain in nat:
+            counts[Table.NAT] += chain_entries(nat[chain].count("\n"))
+    for (table, _), text in places.items():
+        counts[table] += chain_entries(text.count("\n"))
+    return counts
 
 
 def _members_since(desired: Desired, before: Desired) -> SetChange:
@@ -167,9 +192,10 @@ def _from_read(desired: Desired, actual: Held) -> Patch:
     tables = actual.tables
     nat = tables.get(Table.NAT, {})
     present = {chain for chain in nat if chains.is_service_chain(chain)}
+    services = bool(present)
     parts: list[Part] = []
     first = not any(nat[chain] for chain in present)
-    if not present:
+    if not services:
         # Nothing to compare with: the text is made while it streams into the tool.
         parts += [Part(block) for block in desired.blocks.values() if block.has_chains]
     else:
@@ -180,20 +206,29 @@ def _from_read(desired: Desired, actual: Held) -> Patch:
     shared = actual.guard
     pinned = {chain for table, chain in actual.pinned if table is Table.NAT} & present
     sysctls = wanted_sysctls(desired.context) - set(actual.sysctls.items())
+    places = tuple(_stale_places(desired, tables))
+    doomed = tuple(sorted(present - pinned))
+    kept = tuple(sorted(chain for chain in pinned if nat[chain]))
+    there = {
+        (table, chain): tables[table][chain]
+        for table, chain in places
+        if chain in tables.get(table, {})
+    }
     return Patch(
         desired,
         full=True,
         first=first,
         parts=tuple(parts),
-        places=tuple(_stale_places(desired, tables)),
-        doomed=tuple(sorted(present - pinned)),
-        kept=tuple(sorted(chain for chain in pinned if nat[chain])),
+        places=places,
+        doomed=doomed,
+        kept=kept,
         jumps=jumps,
         surplus=surplus,
         guard=tuple(row for row in desired.guard if row not in (shared or ())),
         declare_guard=shared is None,
         members=change(desired.endpoints, actual.members),
         sysctls=tuple(sorted(sysctls)),
+        replaced=_replaced(parts, (*doomed, *kept), nat if services else {}, there),
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from kproxy.backends.iptables import chains, endpoint_set
 from kproxy.backends.iptables.counters import INVALID_DROPPED
-from kproxy.backends.iptables.service import LOCALNET, Context
+from kproxy.backends.iptables.service import Context
+from kproxy.backends.xtables.localnet import LOCALNET, LOCALNET_GUARD, ROUTE_LOCALNET
 from kproxy.backends.xtables.rules import (
     Accept,
     Drop,
@@ -23,20 +24,6 @@ from kproxy.backends.xtables.text import host
 from kproxy.core.objects import Family
 
 _NODE_PORTS_NOTE = "kubernetes service nodeports; NOTE: this must be the last rule in this chain"
-
-#: The kubelet's rule to the letter (CVE-2020-8558): route_localnet lets neighbours address
-#: 127.0.0.1 of this node; only what NAT of this node sent there may arrive.
-LOCALNET_GUARD = Rule(
-    Table.FILTER,
-    chains.KUBELET_FIREWALL,
-    Drop(),
-    comment="block incoming localnet connections",
-    source=LOCALNET,
-    destination=LOCALNET,
-    ctstate=("RELATED", "ESTABLISHED", "DNAT"),
-    negated=("source", "ctstate"),
-)
-
 
 def guard_rules(context: Context) -> list[Rule]:
     """What must stand in the chain that is shared with the kubelet."""
@@ -130,7 +117,7 @@ def _serves_localhost(context: Context) -> bool:
 
 #: Sysctls that the rules need, each with its condition; route_localnet only together with the
 #: guard above. Bridged traffic (net/bridge/bridge-nf-call-iptables) is the network plugin's choice.
-SYSCTLS = (("net/ipv4/conf/all/route_localnet", "1", _serves_localhost),)
+SYSCTLS = ((*ROUTE_LOCALNET, _serves_localhost),)
 
 
 def wanted_sysctls(context: Context) -> frozenset[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
+from kproxy.backends.base import Scope
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.layout import LAYOUT
 from kproxy.backends.iptables.render import Desired, Place
@@ -12,6 +13,9 @@ from kproxy.backends.xtables.found import find
 from kproxy.backends.xtables.rules import Table
 from kproxy.backends.xtables.saved import Line, Saved
 from kproxy.core.objects import Family
+
+#: Where our lines stand among the kubelet's.
+_GUARDED = (Table.FILTER, chains.KUBELET_FIREWALL)
 
 
 class Held:
@@ -98,8 +102,40 @@ def held(
     found = find(saved, LAYOUT, family)
     return Held(
         tables=found.tables,
-        guard=found.guests.get((Table.FILTER, chains.KUBELET_FIREWALL)),
+        guard=found.guests.get(_GUARDED),
         jumps=found.jumps,
+        pinned=found.pinned,
+        sysctls=sysctls,
+        members=members,
+    )
+
+
+def reheld(
+    believed: Desired,
+    read: Saved,
+    scope: Scope,
+    sysctls: Mapping[str, str | None] | None = None,
+    members: AbstractSet[bytes] | None = None,
+) -> Held:
+    """What is in force when ``believed`` was, but for what others did within ``scope``; ``read``
+    is what is there now."""
+    found = find(read, LAYOUT, believed.context.family)
+    tables = _tables_of(believed)
+    for table in Table:
+        if table in scope.tables:
+            tables[table] = dict(found.tables[table])
+        else:
+            tables[table].update(found.tables[table])
+    before = settled(believed)
+
+    def stays(table: Table, chain: str) -> bool:
+        return table not in scope.tables and (table, chain) not in scope.chains
+
+    stay = [(table, row) for table, row in before.jumps if stays(table, row.split(" ", 2)[1])]
+    return Held(
+        tables=tables,
+        guard=before.guard if stays(*_GUARDED) else found.guests.get(_GUARDED),
+        jumps=tuple(sorted([*stay, *found.jumps])),
         pinned=found.pinned,
         sysctls=sysctls,
         members=members,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kproxy.backends.iptables import chains
-from kproxy.backends.iptables.fixed import LOCALNET_GUARD
 from kproxy.backends.xtables.layout import Layout, own
+from kproxy.backends.xtables.localnet import LOCALNET_GUARD
 from kproxy.backends.xtables.rules import Table
 
 LAYOUT = Layout(

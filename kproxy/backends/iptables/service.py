@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.counters import INVALID_DROPPED, LOCALHOST_ACCEPTED
 from kproxy.backends.xtables.detector import of_others, of_pods
+from kproxy.backends.xtables.localnet import LOCALNET
 from kproxy.backends.xtables.rules import (
     Accept,
     Dnat,
@@ -37,9 +38,6 @@ from kproxy.backends.xtables.text import comment, host, probability
 from kproxy.core.objects import Family, TrafficPolicy, Value
 from kproxy.core.policy import EXTERNAL, INTERNAL, VERDICT, Client, Use, Verdict
 from kproxy.core.snapshot import Endpoint, NodeSettings, PortPlan
-
-#: This node's loopback addresses.
-LOCALNET = "127.0.0.0/8"
 
 _MASQUERADE = Jump(chains.MARK_MASQ)
 _NAT_SERVICES = (Table.NAT, chains.SERVICES)

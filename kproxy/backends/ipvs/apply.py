@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from kproxy import logs
 from kproxy.backends.base import Applied
@@ -18,10 +19,11 @@ from kproxy.backends.ipvs.cleanup import clean
 from kproxy.backends.ipvs.diff import Leaving, Patch, diff, leaving
 from kproxy.backends.ipvs.door import Door, KernelDoor
 from kproxy.backends.ipvs.drain import Drain
-from kproxy.backends.ipvs.fixed import Context
+from kproxy.backends.ipvs.fixed import Context, RelayPorts
 from kproxy.backends.ipvs.held import Held, settled
 from kproxy.backends.ipvs.host import Machine
 from kproxy.backends.ipvs.knobs import TOLD, Knobs, Told
+from kproxy.backends.ipvs.plan import loopback_target
 from kproxy.backends.ipvs.render import Desired, render
 from kproxy.backends.xtables import ruleset
 from kproxy.backends.xtables.door import tool
@@ -30,10 +32,13 @@ from kproxy.backends.xtables.script import Tally, chunks
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family, PortName
 from kproxy.core.servers import Order, Verb
-from kproxy.core.snapshot import Snapshot
+from kproxy.core.snapshot import NodeSettings, Snapshot
 from kproxy.errors import CommandError, MemberError
 from kproxy.kernel import command
 from kproxy.kernel.ipset import Change
+
+if TYPE_CHECKING:
+    from kproxy.backends.ipvs.loopback import Loopback
 
 _log = logs.get("ipvs")
 
@@ -44,7 +49,8 @@ class IpvsBackend:
     ``variant`` is that of the iptables tools. ``door`` and ``machine`` stand for the kernel; left
     out, they are the host's own. ``scheduler`` is the one that :meth:`probe` tries. ``told`` is
     what the other family has said of sysctls already; left out, it is this process's if the door
-    is. ``clock`` counts seconds.
+    is. ``clock`` counts seconds. ``loopback`` serves clients with a loopback source; without one
+    nobody does.
     """
 
     mode = "ipvs"
@@ -59,6 +65,7 @@ class IpvsBackend:
         machine: Machine | None = None,
         told: Told | None = None,
         clock: Callable[[], float] = time.monotonic,
+        loopback: Loopback | None = None,
     ) -> None:
         self.family = family
         self.variant = Variant(variant)
@@ -66,6 +73,7 @@ class IpvsBackend:
         self._scheduler = scheduler
         self._machine = machine
         self._clock = clock
+        self._loopback = loopback
         self._drain = Drain()
         self._desired: Desired | None = None
         #: What was read and not yet looked through for what drains.
@@ -90,9 +98,16 @@ class IpvsBackend:
             snapshot.settings,
             random_fully=machine.random_fully,
             drop_invalid=machine.drop_invalid,
+            relay=self._relay_ports(snapshot.settings),
         )
         self._desired = render(snapshot, context, machine.kernel, previous)
         return self._desired
+
+    def _relay_ports(self, settings: NodeSettings) -> RelayPorts | None:
+        own = loopback_target(settings) or "".join(settings.addresses[:1])
+        if self._loopback is None or not own:
+            return None
+        return self._loopback.ports(own, self.door.save)
 
     def read(self) -> Held:
         door = self.door
@@ -257,6 +272,8 @@ class IpvsBackend:
             )  # fmt: skip
         clean(self.door, self.family, self.variant, hosts=self._hosts())
         self.door.forget_sysctls()
+        if self._loopback is not None:
+            self._loopback.close()
 
 
 def _size(patch: Patch) -> int:

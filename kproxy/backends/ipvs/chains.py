@@ -19,6 +19,7 @@ from kproxy.backends.xtables.rules import Jump, Rule, Table
 SERVICES = "KUBE-SERVICES"
 NODE_PORT = "KUBE-NODE-PORT"
 LOAD_BALANCER = "KUBE-LOAD-BALANCER"
+FROM_LOOPBACK = "KUBE-FROM-LOOPBACK"
 POSTROUTING = "KUBE-POSTROUTING"
 MARK_MASQ = "KUBE-MARK-MASQ"
 FORWARD = "KUBE-FORWARD"
@@ -33,6 +34,7 @@ PLACES: tuple[Place, ...] = (
     (Table.NAT, MARK_MASQ),
     (Table.NAT, NODE_PORT),
     (Table.NAT, LOAD_BALANCER),
+    (Table.NAT, FROM_LOOPBACK),
     (Table.NAT, SERVICES),
     (Table.NAT, POSTROUTING),
     (Table.NAT, CANARY),

@@ -3,6 +3,7 @@
 IPVS translates destinations; rules do the rest, for all services at once::
 
     nat     KUBE-SERVICES         who is masqueraded, by kind of VIP and policy: a mark
+              ├─ KUBE-FROM-LOOPBACK  to a relay, since IPVS lets no loopback source out (IPv4)
               ├─ KUBE-LOAD-BALANCER
               └─ KUBE-NODE-PORT   what is addressed to this node
             KUBE-POSTROUTING      the marked and the hairpins leave with this node's address
@@ -23,10 +24,12 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 
 from kproxy.backends.ipvs import chains, sets
+from kproxy.backends.ipvs.plan import loopback_target
 from kproxy.backends.xtables.detector import of_others, of_pods
 from kproxy.backends.xtables.layout import Place
 from kproxy.backends.xtables.rules import (
     Accept,
+    Dnat,
     Drop,
     Jump,
     Mark,
@@ -49,15 +52,23 @@ _TO_MARK = Jump(chains.MARK_MASQ)
 _ADDRESS_PORT = ("dst", "dst")
 
 
+class RelayPorts(Value, frozen=True):
+    """Where on 127.0.0.1 the relay takes what comes from loopback."""
+
+    tcp: int
+    udp: int
+
+
 class Context(Value, frozen=True):
     """What the rules depend on. ``random_fully``: the tool knows that flag of MASQUERADE.
     ``drop_invalid``: packets of endpoints that conntrack calls INVALID are dropped when
-    forwarded."""
+    forwarded. ``relay`` None: loopback sources are left to IPVS."""
 
     family: Family
     settings: NodeSettings
     random_fully: bool = True
     drop_invalid: bool = True
+    relay: RelayPorts | None = None
 
 
 def wanted(context: Context) -> Ruleset:
@@ -66,10 +77,12 @@ def wanted(context: Context) -> Ruleset:
 
 
 def fixed_rules(context: Context) -> dict[Place, list[Rule]]:
-    """Every chain of the mode with its rules."""
-    rules: dict[Place, list[Rule]] = {place: [] for place in chains.PLACES}
+    """Every chain of the mode with its rules; without a relay there is none that leads to one."""
+    unused = (Table.NAT, chains.FROM_LOOPBACK) if context.relay is None else None
+    rules: dict[Place, list[Rule]] = {place: [] for place in chains.PLACES if place != unused}
     for rule in (
         *_nat(context),
+        *_from_loopback(context),
         *_postrouting(context),
         *_forward(context),
         *_firewall(context),
@@ -91,6 +104,8 @@ def _ask(name: str, family: Family, *directions: str) -> SetMatch:
 def _nat(context: Context) -> Iterator[Rule]:
     family, bit = context.family, context.settings.masquerade_mark
     yield Rule(Table.NAT, chains.MARK_MASQ, SetMark(bit, bit))
+    if context.relay is not None:
+        yield _in_services(Jump(chains.FROM_LOOPBACK), source=_LOOPBACK[family])
     # IPVS takes them to endpoints on this node only, where they need no other address.
     yield _in_services(Return(), source=_LOOPBACK[family])
     # The node picks a VIP as its source when it connects to one, since the VIPs are its own: an
@@ -117,6 +132,40 @@ def _in_services(
     target: Target, comment: str = "", *, source: str = "", sets: tuple[SetMatch, ...] = ()
 ) -> Rule:
     return Rule(Table.NAT, chains.SERVICES, target, comment=comment, source=source, sets=sets)
+
+
+def _from_loopback(context: Context) -> Iterator[Rule]:
+    """IPVS drops what has a loopback source and an endpoint elsewhere to go to
+    (crosses_local_route_boundary in net/netfilter/ipvs/ip_vs_xmit.c). A relay on this node takes it
+    instead, and asks again with another source.
+
+    What no endpoint serves is left to IPVS, which refuses it; at a node port of loopback there is
+    no virtual server to do so, but there is one at the node's address.
+    """
+    if context.relay is None:
+        return
+    place, family = (Table.NAT, chains.FROM_LOOPBACK), context.family
+    ports = {Protocol.TCP: context.relay.tcp, Protocol.UDP: context.relay.udp}
+    for protocol, port in ports.items():
+        yield Rule(
+            *place,
+            Dnat(f"127.0.0.1:{port}"),
+            comment="served by way of a relay",
+            protocol=protocol.value.lower(),
+            sets=(_ask(sets.FROM_LOOPBACK, family),),
+        )
+    target = loopback_target(context.settings)
+    if not target:
+        return
+    for protocol in ports:
+        yield Rule(
+            *place,
+            Dnat(target),
+            comment="node ports on loopback that nobody serves",
+            protocol=protocol.value.lower(),
+            destination=_LOOPBACK[family],
+            sets=(_ask(sets.NODE_PORT[protocol], family, "dst"),),
+        )
 
 
 def _cluster_ips(context: Context) -> Iterator[Rule]:

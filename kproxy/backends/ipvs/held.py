@@ -129,7 +129,7 @@ def _servers(desired: Desired) -> dict[bytes, HeldServer]:
 def wanted_sets(desired: Desired) -> dict[str, AbstractSet[bytes]]:
     """Name in the kernel -> the members that it is to have, of every set."""
     family = desired.context.family
-    found: dict[str, set[bytes]] = {name: set() for name in sets.KINDS}
+    found: dict[str, set[bytes]] = {name: set() for name in sets.names(family)}
     for name, member in desired.members.all:
         found[name].add(member)
     return {sets.in_family(name, family): members for name, members in found.items()}

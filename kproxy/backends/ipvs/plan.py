@@ -23,6 +23,11 @@ from kproxy.core.snapshot import Endpoint, NodeSettings, PortPlan
 #: one address are spread as well.
 _FLAGS: Mapping[str, int] = {"mh": servers.MH_PORT}
 
+#: Node ports that answer on loopback only have their servers here, where the node itself can
+#: reach them and nobody else: as any address on the dummy device it is closed to others but for
+#: VIPs. It is the "IPv4 dummy address", which is no packet's destination anywhere (RFC 7600).
+STAND_IN = "192.0.0.8"
+
 _NUMBERS = {Protocol.TCP: b"\x06", Protocol.UDP: b"\x11", Protocol.SCTP: b"\x84"}
 _CODES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
@@ -189,15 +194,30 @@ def _keys(addresses: Iterable[str], port: int, protocol: Protocol) -> tuple[byte
 
 
 def node_port_addresses(settings: NodeSettings) -> tuple[str, ...]:
-    """Where node ports answer: never on loopback, from where IPVS lets nothing out of the node."""
+    """Where virtual servers of node ports stand: never on loopback, from where IPVS lets nothing
+    out of the node.
+
+    Where only loopback answers they stand at :data:`STAND_IN`.
+    """
     targets = settings.node_port_targets
     found = settings.local_addresses if targets.all else targets.addresses
-    return tuple([text for text in found if not text.startswith("127.") and text != "::1"])
+    kept = tuple([text for text in found if not text.startswith("127.") and text != "::1"])
+    return kept or ((STAND_IN,) if targets.localhost and not targets.all else ())
+
+
+def loopback_target(settings: NodeSettings) -> str:
+    """The address whose node ports stand for those of 127.0.0.0/8; "" when these do not answer."""
+    if not settings.node_port_targets.localhost:
+        return ""
+    places = node_port_addresses(settings)
+    return next((text for text in settings.addresses if text in places), "".join(places[:1]))
 
 
 def bound(plan: PortPlan, settings: NodeSettings) -> frozenset[str]:
     """VIPs that the dummy device has to carry: those that the node does not have anyway."""
     vips = {plan.cluster_ip, *plan.external_ips, *plan.load_balancer_ips} - {""}
+    if plan.node_port and STAND_IN in node_port_addresses(settings):
+        vips.add(STAND_IN)
     return frozenset(vips.difference(settings.local_addresses))
 
 
@@ -225,6 +245,8 @@ def _members(plan: PortPlan, ways: Ways, family: Family, settings: NodeSettings)
     yield from _load_balancers(plan, ways.balancers, family, settings)
     yield from _node_ports(plan, ways.node_ports)
     yield from _closed(plan, ways)
+    if family is Family.IPV4 and plan.protocol is not Protocol.SCTP:
+        yield sets.FROM_LOOPBACK, _from_loopback(plan, ways, settings)
 
 
 _EXTERNAL_IPS = {
@@ -299,3 +321,21 @@ def _closed(plan: PortPlan, ways: Ways) -> _Members:
         yield sets.NO_ENDPOINT, ways.outer
     elif not _of_use(plan, EXTERNAL[plan.external_policy, Client.OTHER].use):
         yield sets.NO_LOCAL_ENDPOINT, ways.outer
+
+
+def _from_loopback(plan: PortPlan, ways: Ways, settings: NodeSettings) -> Iterator[bytes]:
+    """Ways in that have an endpoint for the node itself, with the prefix length of the address."""
+    if inside(plan):
+        yield from (key + _WHOLE for key in ways.cluster_ips)
+    if not outside(plan):
+        return
+    yield from (key + _WHOLE for key in ways.outer)
+    target = loopback_target(settings) if plan.node_port else ""
+    if target:
+        stands = server_key(target, plan.node_port, plan.protocol)
+        if stands in ways.node_ports:
+            yield _LOOPBACK_NET + stands[4:] + _LOOPBACK_LENGTH
+
+
+_WHOLE = bytes((32,))
+_LOOPBACK_NET, _LOOPBACK_LENGTH = bytes((127, 0, 0, 0)), bytes((8,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kproxy.backends.ipvs import sysctls
 from kproxy.backends.ipvs.apply import IpvsBackend
 from kproxy.core.snapshot import Snapshot
 
@@ -13,7 +14,7 @@ def prepare(backend: IpvsBackend, snapshot: Snapshot) -> tuple[tuple[str, str], 
     families need the same ones: for the second there is nothing to do.
     """
     door = backend.door
-    wanted = sorted(backend.render(snapshot, None).sysctls)
+    wanted = sorted(sysctls.wanted(snapshot.settings.ipvs, backend.machine.kernel))
     done = []
     for name, value in wanted:
         if door.sysctl(name) != value:

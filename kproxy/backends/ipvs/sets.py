@@ -1,8 +1,8 @@
 """The kernel sets of IPVS mode: what is in each, and how a rule asks it. Pure.
 
 Names and kinds are kube-proxy's (``pkg/proxy/ipvs/ipset.go``), so that whoever compares two nodes
-finds the same sets; the two of :data:`NO_ENDPOINT` and :data:`NO_LOCAL_ENDPOINT` are ours. Rules
-depend on the node's settings only; whatever differs from service to service is a member::
+finds the same sets; :data:`NO_ENDPOINT`, :data:`NO_LOCAL_ENDPOINT` and :data:`FROM_LOOPBACK` are
+ours. Rules depend on the node's settings only; what differs from service to service is a member::
 
     set                                 a member is                        asked by
     KUBE-LOOP-BACK                      endpoint·port, endpoint            dst,dst,src (hairpin)
@@ -20,8 +20,12 @@ depend on the node's settings only; whatever differs from service to service is 
     KUBE-IPVS-IPS                       address on the dummy device        dst, and src
     KUBE-NO-ENDPOINT                    VIP·port that nobody may use here  dst,dst
     KUBE-NO-LOCAL-ENDPOINT              VIP·port closed to outside clients dst,dst
+    KUBE-FROM-LOOPBACK                  VIP·port, node address·node port,  dst,dst
+                                        127.0.0.0/8·node port: whatever
+                                        has an endpoint, of TCP and UDP
 
-Every node port is in its set whatever its policy; -LOCAL holds a part of them.
+Every node port is in its set whatever its policy; -LOCAL holds a part of them. The last one is
+there in IPv4 only: nobody serves clients at ::1, and only those are at loopback in IPv6.
 """
 
 from __future__ import annotations
@@ -56,6 +60,7 @@ NODE_PORT_LOCAL: Mapping[Protocol, str] = MappingProxyType(
 HEALTH_CHECK_NODE_PORT = "KUBE-HEALTH-CHECK-NODE-PORT"
 IPVS_IPS = "KUBE-IPVS-IPS"
 NO_ENDPOINT, NO_LOCAL_ENDPOINT = "KUBE-NO-ENDPOINT", "KUBE-NO-LOCAL-ENDPOINT"
+FROM_LOOPBACK = "KUBE-FROM-LOOPBACK"
 
 #: Set -> its kind, as :data:`kproxy.core.members.LAYOUTS` knows it. Members come in this order and
 #: go in the opposite one: a client is permitted before others are shut out, and served before it
@@ -81,8 +86,12 @@ KINDS: Mapping[str, str] = MappingProxyType(
         IPVS_IPS: "hash:ip",
         NO_ENDPOINT: "hash:ip,port",
         NO_LOCAL_ENDPOINT: "hash:ip,port",
+        FROM_LOOPBACK: "hash:net,port",
     }
 )
+
+#: Sets that IPv6 does not have.
+_IPV4_ONLY = frozenset({FROM_LOOPBACK})
 
 #: The kernel's limit for names of sets, without the closing zero.
 _LONGEST = 31
@@ -98,4 +107,9 @@ def in_family(name: str, family: Family) -> str:
 
 def kinds(family: Family) -> dict[str, str]:
     """Name in the kernel -> kind, of every set of a family."""
-    return {in_family(name, family): kind for name, kind in KINDS.items()}
+    return {in_family(name, family): KINDS[name] for name in names(family)}
+
+
+def names(family: Family) -> tuple[str, ...]:
+    """Every set of a family, without its prefix, in the order of :data:`KINDS`."""
+    return tuple([name for name in KINDS if family is Family.IPV4 or name not in _IPV4_ONLY])

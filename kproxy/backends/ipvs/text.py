@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 from kproxy.backends.ipvs.fixed import Context
 from kproxy.backends.ipvs.render import Desired, render
-from kproxy.backends.ipvs.sets import KINDS, in_family
+from kproxy.backends.ipvs.sets import KINDS, in_family, names
 from kproxy.backends.ipvs.sysctls import KernelVersion
 from kproxy.backends.xtables import ruleset
 from kproxy.core.members import address_text, made, protocol_text, told
@@ -52,13 +52,13 @@ def sysctls(desired: Desired) -> Iterator[str]:
 def sets(desired: Desired) -> Iterator[str]:
     """For ``ipset restore``: every set with its members, sorted."""
     family = desired.snapshot.family
-    held: dict[str, list[bytes]] = {name: [] for name in KINDS}
+    held: dict[str, list[bytes]] = {name: [] for name in names(family)}
     for name, member in desired.members.all:
         held[name].append(member)
-    for name, kind in KINDS.items():
-        known = in_family(name, family)
+    for name, members in held.items():
+        known, kind = in_family(name, family), KINDS[name]
         yield f"create {made(known, kind, family)}\n"
-        for member in sorted(held[name]):
+        for member in sorted(members):
             yield f"add {known} {told(kind, family, member)}\n"
 
 

@@ -16,12 +16,13 @@ from __future__ import annotations
 import select
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from ipaddress import ip_network
 from typing import Generic, TypeVar
 
+from kproxy.backends.base import Harm
 from kproxy.backends.ipvs import sets
 from kproxy.backends.ipvs.chains import LAYOUT
 from kproxy.backends.ipvs.essence import Ranges, differing, essence
@@ -139,7 +140,8 @@ class IpvsWatch:
     def __init__(
         self, variant: Variant, families: tuple[Family, ...], spared: Iterable[str]
     ) -> None:
-        self._rules = rules.watch(variant, families, LAYOUT)
+        # At our own pace: each tick of theirs has us look at everything.
+        self._rules = rules.watch(variant, families, LAYOUT, PERIOD)
         self._notices = DeviceNotices(dummy.NAME)
         self._ticker = Ticker(PERIOD)
         self._doors = ExitStack()
@@ -183,9 +185,11 @@ class IpvsWatch:
             self._paused = True
             return noticed
 
-    def resume(self, transactions: int | None) -> str:
+    def resume(
+        self, transactions: int | None, entries: Mapping[Family, Mapping[str, int]] | None = None
+    ) -> str:
         with self._lock:
-            noticed = self._rules.resume(transactions)
+            noticed = self._rules.resume(transactions, entries)
             now = time.monotonic()
             for listing in self._listings:
                 listing.settle(now)
@@ -193,6 +197,10 @@ class IpvsWatch:
             self._epoll.register(self._notices.fileno(), select.EPOLLIN)
             self._paused, self._said = False, ""
             return noticed
+
+    def harm(self) -> Harm:
+        # The mode is read as a whole: its rules are few, and nobody tells of servers.
+        return None
 
     def close(self) -> None:
         self._epoll.close()

@@ -46,8 +46,11 @@ class Door(Protocol):
         All or nothing in each table. CommandError when refused.
         """
 
-    def save(self) -> str:
-        """All tables as the save tool prints them."""
+    def save(self, tables: Iterable[str] = ()) -> str:
+        """All tables as the save tool prints them, or only some, which must be in use."""
+
+    def chain(self, table: str, chain: str) -> str | None:
+        """One chain as the tool lists it (``-S``); None when it does not, as one that is gone."""
 
     def members(self, name: str) -> AbstractSet[bytes] | None:
         """Members of a set, packed; None when there is no such set as :meth:`fill` makes."""
@@ -108,10 +111,11 @@ class ToolDoor:
         argv = [tool(self.family, self.variant, "restore"), "--noflush", "-w", _LOCK_WAIT]
         command.run(argv, stdin=chunks)
 
-    def save(self) -> str:
+    def save(self, tables: Iterable[str] = ()) -> str:
         # Without -t: naming a table would create it where it is not in use.
         name = tool(self.family, self.variant, "save")
-        text = command.run([name]).stdout
+        calls = [["-t", table] for table in tables] or [[]]
+        text = b"".join([command.run([name, *options]).stdout for options in calls])
         foreign = _FOREIGN_TABLE.search(text)
         if foreign:
             table = foreign.group(1).decode()
@@ -121,6 +125,11 @@ class ToolDoor:
                 hint=f"see: nft list table {family} {table}",
             )
         return text.decode()
+
+    def chain(self, table: str, chain: str) -> str | None:
+        argv = [tool(self.family, self.variant), "-w", _LOCK_WAIT, "-t", table, "-S", chain]
+        listed = command.run(argv, check=False)
+        return listed.stdout.decode() if listed.returncode == 0 else None
 
     def members(self, name: str) -> AbstractSet[bytes] | None:
         with IpSets(self.family) as sets:

@@ -56,9 +56,16 @@ class Reject(Value, frozen=True):
 
 
 class Dnat(Value, frozen=True):
-    """``to`` is ``ip:port``, IPv6 in brackets."""
+    """``to`` is ``ip:port``, IPv6 in brackets, or an address alone: the port stays."""
 
     to: str
+
+
+class Redirect(Value, frozen=True):
+    """To ``port`` of this node: at an address of the device that the packet came by (one without
+    any drops it), or at the loopback address for what the node itself sends."""
+
+    port: int
 
 
 class Masquerade(Value, frozen=True):
@@ -74,7 +81,7 @@ class SetMark(Value, frozen=True):
     mask: int
 
 
-Target = Jump | Goto | Accept | Drop | Return | Reject | Dnat | Masquerade | SetMark
+Target = Jump | Goto | Accept | Drop | Return | Reject | Dnat | Redirect | Masquerade | SetMark
 
 
 class Mark(Value, frozen=True):
@@ -114,6 +121,7 @@ NEGATABLE = (
     "in_interface",
     "mark",
     "ctstate",
+    "original_source",
     "source_local",
     "destination_local",
 )
@@ -124,9 +132,10 @@ class Rule(Value, frozen=True):
 
     ``protocol`` is lower case. ``source`` and ``destination`` are CIDRs (hosts too: ``/32``,
     ``/128``). ``dport`` 0 is any port. ``source_local``/``destination_local``: the address is one
-    of this node. ``ctstate``: any of these states. ``probability`` is the decimal number that the
-    kernel gives back (:func:`kproxy.backends.xtables.text.probability`). ``in_interface`` may end
-    in ``+``. ``sets`` are asked in their order, after ``ctstate``.
+    of this node. ``ctstate``: any of these states. ``original_source`` is a CIDR too, of the source
+    that the connection began with: a second one beside ``source``. ``probability`` is the decimal
+    number that the kernel gives back (:func:`kproxy.backends.xtables.text.probability`).
+    ``in_interface`` may end in ``+``. ``sets`` are asked in their order, after ``ctstate``.
     ``counter`` names an object of the kernel (nfacct) that counts the packets which met all the
     other matches; it has to be there before the rule.
     ``target`` None: the rule only counts and explains. ``negated`` names inverted fields.
@@ -145,6 +154,7 @@ class Rule(Value, frozen=True):
     destination_local: bool = False
     mark: Mark | None = None
     ctstate: tuple[str, ...] = ()
+    original_source: str = ""
     sets: tuple[SetMatch, ...] = ()
     recent: Recent | None = None
     probability: str = ""

@@ -11,7 +11,7 @@ from itertools import chain as joined
 from typing import TypeVar
 
 from kproxy.backends.xtables.rules import Table
-from kproxy.backends.xtables.saved import Line
+from kproxy.backends.xtables.saved import Line, chain_entries
 
 #: Chains emptied or deleted in one call of the nft variant, whose work grows with the square of
 #: what it commits.
@@ -24,6 +24,8 @@ Call = Iterator[str]
 
 #: The piece that ends a table: one transaction.
 COMMIT = "COMMIT\n"
+#: Entries of a legacy table that go with a rule and an empty chain.
+_TAKEN = {"-D ": 1, "-X ": chain_entries(0)}
 T = TypeVar("T")
 
 
@@ -81,10 +83,15 @@ def slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 class Tally:
-    """Counts the rules in text that streams by, by table, and the transactions."""
+    """Counts the rules in text that streams by, by table, and the transactions.
+
+    ``entries`` is by how many entries of a legacy table that text makes it larger, if no chain that
+    it declares is there already.
+    """
 
     def __init__(self) -> None:
         self.tables: Counter[str] = Counter()
+        self.entries: Counter[str] = Counter()
         self.commits = 0
 
     def count(self, pieces: Iterable[str]) -> Iterator[str]:
@@ -95,8 +102,16 @@ class Tally:
             rules = piece.count("\n-A ") + piece.startswith(("-A ", "-I "))
             if rules:
                 self.tables[table] += rules
+            if piece[:1] in ":-":
+                self.entries[table] += _entries(piece, rules)
             self.commits += piece == COMMIT
             yield piece
+
+
+def _entries(piece: str, rules: int) -> int:
+    """Of text that takes one thing away, or else declares chains and adds rules."""
+    taken = _TAKEN.get(piece[:3])
+    return rules + chain_entries(0) * (piece.count("\n") - rules) if taken is None else -taken
 
 
 def chunks(pieces: Iterable[str]) -> Iterator[bytes]:

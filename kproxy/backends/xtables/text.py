@@ -21,6 +21,7 @@ from kproxy.backends.xtables.rules import (
     Jump,
     Masquerade,
     Recent,
+    Redirect,
     Reject,
     Return,
     Rule,
@@ -53,16 +54,17 @@ def line(rule: Rule, family: Family) -> str:
     if rule.protocol:
         parts.append(f"-p {rule.protocol}")
     # kube-proxy writes the state before the comment in base chains, and after it elsewhere.
-    state_first = bool(rule.ctstate) and rule.chain in BASE[rule.table]
+    tracked = bool(rule.ctstate or rule.original_source)
+    state_first = tracked and rule.chain in BASE[rule.table]
     if state_first:
-        parts.append(_ctstate(rule))
+        parts.append(_conntrack(rule))
     if rule.comment:
         parts.append(f'-m comment --comment "{rule.comment}"')
     if rule.mark is not None:
         no = "! " if "mark" in negated else ""
         parts.append(f"-m mark {no}--mark {rule.mark.value:#x}/{rule.mark.mask:#x}")
-    if rule.ctstate and not state_first:
-        parts.append(_ctstate(rule))
+    if tracked and not state_first:
+        parts.append(_conntrack(rule))
     parts += [_asked(match) for match in rule.sets]
     if rule.source_local:
         no = "! " if "source_local" in negated else ""
@@ -91,9 +93,15 @@ def lines(rules: Iterable[Rule], family: Family) -> str:
     return "".join([line(rule, family) + "\n" for rule in rules])
 
 
-def _ctstate(rule: Rule) -> str:
-    no = "! " if "ctstate" in rule.negated else ""
-    return f"-m conntrack {no}--ctstate {','.join(rule.ctstate)}"
+def _conntrack(rule: Rule) -> str:
+    parts = ["-m conntrack"]
+    if rule.ctstate:
+        no = "! " if "ctstate" in rule.negated else ""
+        parts.append(f"{no}--ctstate {','.join(rule.ctstate)}")
+    if rule.original_source:
+        no = "! " if "original_source" in rule.negated else ""
+        parts.append(f"{no}--ctorigsrc {rule.original_source}")
+    return " ".join(parts)
 
 
 def _asked(match: SetMatch) -> str:
@@ -114,6 +122,7 @@ _TARGETS: dict[type, Callable[..., str]] = {
     Return: lambda target, family: "-j RETURN",
     Reject: lambda target, family: f"-j REJECT --reject-with {_REJECT_WITH[family]}",
     Dnat: lambda target, family: f"-j DNAT --to-destination {target.to}",
+    Redirect: lambda target, family: f"-j REDIRECT --to-ports {target.port}",
     Masquerade: lambda target, family: (
         "-j MASQUERADE --random-fully" if target.random_fully else "-j MASQUERADE"
     ),

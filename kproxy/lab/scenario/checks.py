@@ -60,7 +60,17 @@ def plan_of(stage: Stage) -> list[PortPlan]:
 
 def world_of(stage: Stage) -> World:
     """What there is to know of this step's flows."""
-    return World(plan_of(stage), frozenset(_node_addresses(stage)))
+    assert stage.choice is not None
+    assert stage.proxy is not None
+    config, host = configuration(stage.scenario, stage.choice), _node_addresses(stage)
+    targets = node_settings(config, None, "", Family.IPV4, host).node_port_targets
+    return World(
+        plan_of(stage),
+        frozenset(host),
+        everywhere=targets.all,
+        life=stage.proxy.life,
+        ended=frozenset(stage.proxy.ended),
+    )
 
 
 def _node_addresses(stage: Stage) -> tuple[str, ...]:

@@ -16,15 +16,19 @@ from kproxy.lab.scenario.schema import Flow, SenderKind
 
 
 class Fact(StrEnum):
-    """All but the last two are about flows that are sent, those about checks of held ones."""
+    """Of flows that are sent, and from SERVICE_PORT_GONE on of checks of held ones."""
 
     OTHER_PORT = "other-port-of-a-service-address"
     INSIDE_LOCAL = "inside-client-of-local-policy"
-    LOOPBACK_NODE_PORT = "node-port-on-loopback"
     NODE_TO_ITSELF = "node-to-its-own-address"
     FROM_A_SERVICE_ADDRESS = "from-a-service-address-outside"
+    LONE_PACKET = "lone-packet-of-a-connection"
+    STRAY_PACKET = "stray-packet-of-an-endpoint"
+    HELD_ON_LOOPBACK = "node-port-held-on-loopback"
+    PROXY_AWAY = "proxy-is-away"
     SERVICE_PORT_GONE = "service-port-is-gone"
     UDP_ENDPOINT_DRAINS = "udp-endpoint-drains"
+    PROXY_ENDED = "proxy-has-ended-since"
 
 
 class Known(Value, frozen=True):
@@ -36,10 +40,15 @@ class Known(Value, frozen=True):
 
 
 class World(Value, frozen=True):
-    """The plans of this node in both families, and all of its own addresses but VIPs."""
+    """The plans of this node in both families, and all of its own addresses but VIPs.
+    ``everywhere``: node ports answer on all of these. ``life`` is the proxy's that runs now, 0:
+    there is none; ``ended`` those that were stopped or killed, with nobody to take over."""
 
     plans: Sequence[PortPlan]
     node: Collection[str]
+    everywhere: bool = True
+    life: int = 1
+    ended: Collection[int] = ()
 
     def vips(self) -> frozenset[str]:
         """Addresses of services that are not the node's anyway."""
@@ -61,13 +70,17 @@ def _vips(plan: PortPlan) -> Iterable[str]:
     return filter(None, (plan.cluster_ip, *plan.external_ips, *plan.load_balancer_ips))
 
 
-def known(world: World, flow: Flow, held: Flow | None = None) -> Known:
-    """What ``world`` says about a flow; ``held`` is the one that it checks."""
+def known(world: World, flow: Flow, held: Flow | None = None, *, life: int = 0) -> Known:
+    """What ``world`` says about a flow; ``held`` is the one that it checks, and ``life`` that of
+    the proxy when it was sent."""
     plan = world.way(held or flow)
     local = plan.endpoints.local or () if plan is not None else ()
     tests = _OF_CHECKS if held is not None else _OF_FLOWS
+    facts = {fact for fact, holds in tests.items() if holds(world, held or flow, plan)}
+    if held is not None and _ended(world, held, life):
+        facts.add(Fact.PROXY_ENDED)
     return Known(
-        facts=frozenset(fact for fact, holds in tests.items() if holds(world, held or flow, plan)),
+        facts=frozenset(facts),
         local=tuple(sorted(str(end) for end in local)),
     )
 
@@ -89,12 +102,6 @@ def _inside_local(world: World, flow: Flow, plan: PortPlan | None) -> bool:
     )
 
 
-def _loopback_node_port(world: World, flow: Flow, plan: PortPlan | None) -> bool:
-    return ip_address(flow.to).is_loopback and any(
-        (flow.port, flow.proto) == (each.node_port, each.protocol) for each in world.plans
-    )
-
-
 def _node_to_itself(world: World, flow: Flow, plan: PortPlan | None) -> bool:
     listed = (flow.expect and flow.expect.endpoints) or ()
     own = {address for address in world.node if not ip_address(address).is_loopback}
@@ -109,6 +116,32 @@ def _from_a_service_address(world: World, flow: Flow, plan: PortPlan | None) -> 
     """In IPv4: IPv6 does not look for its own addresses among the sources of what arrives."""
     outside = flow.from_kind is not SenderKind.NODE and ":" not in flow.source
     return outside and flow.source in world.vips()
+
+
+def _lone_packet(world: World, flow: Flow, plan: PortPlan | None) -> bool:
+    """Crafted, because nobody has that source: its sender can complete no handshake."""
+    if flow.proto is not Protocol.TCP or flow.from_kind is SenderKind.NODE:
+        return False
+    return flow.source in world.vips() or flow.source == flow.to
+
+
+def _stray_packet(world: World, flow: Flow, plan: PortPlan | None) -> bool:
+    ends = (end for each in world.plans for end in each.endpoints.all)
+    return bool(flow.flags) and any(flow.source == end.ip for end in ends)
+
+
+def _held_on_loopback(world: World, flow: Flow, plan: PortPlan | None) -> bool:
+    held = ((each.node_port, each.protocol) for each in world.plans)
+    return world.everywhere and ip_address(flow.to).is_loopback and (flow.port, flow.proto) in held
+
+
+def _away(world: World, flow: Flow, plan: PortPlan | None) -> bool:
+    return not world.life
+
+
+def _ended(world: World, held: Flow, life: int) -> bool:
+    """A connection ends with the process that carries it, and no datagram gets on without one."""
+    return not world.life or (held.proto is Protocol.TCP and life in world.ended)
 
 
 def _gone(world: World, held: Flow, plan: PortPlan | None) -> bool:
@@ -128,9 +161,12 @@ def _udp_drains(world: World, held: Flow, plan: PortPlan | None) -> bool:
 _OF_FLOWS: dict[Fact, _Test] = {
     Fact.OTHER_PORT: _other_port,
     Fact.INSIDE_LOCAL: _inside_local,
-    Fact.LOOPBACK_NODE_PORT: _loopback_node_port,
     Fact.NODE_TO_ITSELF: _node_to_itself,
     Fact.FROM_A_SERVICE_ADDRESS: _from_a_service_address,
+    Fact.LONE_PACKET: _lone_packet,
+    Fact.STRAY_PACKET: _stray_packet,
+    Fact.HELD_ON_LOOPBACK: _held_on_loopback,
+    Fact.PROXY_AWAY: _away,
 }
 _OF_CHECKS: dict[Fact, _Test] = {
     Fact.SERVICE_PORT_GONE: _gone,

@@ -17,7 +17,7 @@ from typing import Self
 
 import msgspec
 
-from kproxy import status
+from kproxy import status, succession
 from kproxy.backends.registry import Choice
 from kproxy.config import Config
 from kproxy.errors import LabError
@@ -111,23 +111,40 @@ class Proxy:
             log=str(self.log),
             environment=tuple(environment.items()),
         )
+        self._hands_over = choice.mode in succession.MODES
         self._pid = 0
         self._pidfd = -1
+        #: Counts the processes; those of them that were stopped or killed.
+        self._lives = 0
+        self.ended: set[int] = set()
+        #: Those that have handed over and go on for the flows that they have: (pid, pidfd).
+        self._draining: list[tuple[int, int]] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.kill()
+        for pid, pidfd in self._draining:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            self._zygote.reap(pid)
+            os.close(pidfd)
+        self._draining.clear()
         self._notices.close()
 
     @property
     def running(self) -> bool:
         return self._pid != 0
 
+    @property
+    def life(self) -> int:
+        """Number of the process that runs, 0: none does."""
+        return self._lives if self.running else 0
+
     def start(self) -> None:
         if not self.running:
             self._pid = self._zygote.start(self._namespace, self._launch)
+            self._lives += 1
             # The zygote has not reaped it, so the number is still this process's.
             self._pidfd = os.pidfd_open(self._pid)
 
@@ -140,12 +157,18 @@ class Proxy:
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
-        self.stop()
+        """In a mode that carries connections the new process takes over from the old one."""
+        if self._hands_over and self.running:
+            self._draining.append((self._pid, self._pidfd))
+            self._pid, self._pidfd = 0, -1
+        else:
+            self.stop()
         self.start()
 
     def _end(self, number: signal.Signals) -> None:
         if not self.running:
             return
+        self.ended.add(self._lives)
         signal.pidfd_send_signal(self._pidfd, number)
         if not select.select([self._pidfd], [], [], SYNC_TIMEOUT)[0]:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

@@ -165,6 +165,8 @@ class _Act:
         #: Held flows as they were sent, and what was found of them since.
         self._sent: dict[str, Flow] = {}
         self._past: dict[str, frozenset[Fact]] = {}
+        #: Which proxy ran when they were sent.
+        self._lives: dict[str, int] = {}
         #: Of one step, when an exception asked for it.
         self._world: tuple[int, World] | None = None
         self._reached: dict[str, str] = {}
@@ -247,7 +249,11 @@ class _Act:
             return exceptions.NOTHING
         if self._world is None or self._world[0] != self.step:
             self._world = self.step, world_of(stage)
-        about = known(self._world[1], flow, self._sent.get(flow.check))
+        world = self._world[1]
+        if flow.hold:
+            self._lives[flow.hold] = world.life
+        life = self._lives.get(flow.check, 0)
+        about = known(world, flow, self._sent.get(flow.check), life=life)
         if flow.check:
             about = msgspec.structs.replace(
                 about, facts=about.facts | self._past.get(flow.check, frozenset())

@@ -38,6 +38,11 @@ _MODULES = (
         for mode in ("iptables", "ipvs")
         for part in ("apply", "counts", "former", "prepare", "watch")
     ),
+    *(
+        f"kproxy.backends.userspace.{part}"
+        for part in ("apply", "counts", "door", "handover", "prepare", "state", "watch")
+    ),
+    "kproxy._relay",
     "anyio._backends._asyncio",
 )
 

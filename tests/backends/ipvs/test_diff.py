@@ -194,6 +194,7 @@ def test_a_service_goes(believed: bool) -> None:
         sets.LOOP_BACK: {bytes((10, 180, 0, 3)) + b"\0\x50\x06" + bytes((10, 180, 0, 3))},
         sets.CLUSTER_IP: {key},
         sets.IPVS_IPS: {bytes((172, 30, 0, 42))},
+        sets.FROM_LOOPBACK: {key + bytes((32,))},
     }
     assert patch.owner(key) == (gone if believed else None)
     assert list(patch.ports()) == []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from kproxy.backends.ipvs import chains, sets
 from kproxy.backends.ipvs.chains import LAYOUT
-from kproxy.backends.ipvs.fixed import Context, fixed_rules, wanted
+from kproxy.backends.ipvs.fixed import Context, RelayPorts, fixed_rules, wanted
 from kproxy.backends.xtables import ruleset
 from kproxy.backends.xtables.door import ToolDoor
 from kproxy.backends.xtables.rules import BASE, Accept, Drop, Jump, Rule, Table
@@ -36,6 +37,9 @@ CASES = {
     "everybody a pod": lambda family: NodeSettings(
         "node1", detector=LocalDetector(cidr=EVERYBODY[family])
     ),
+    "node ports on loopback": lambda family: NodeSettings(
+        "node1", addresses=(NODE[family],), local_addresses=(NODE[family],)
+    ),
     "masquerade all": lambda family: NodeSettings("node1", masquerade_all=True, masquerade_bit=31),
     "some node addresses": lambda family: NodeSettings(
         "node1", node_port_targets=NodePortTargets(all=False, addresses=(NODE[family],))
@@ -43,8 +47,12 @@ CASES = {
 }
 
 
+#: IPv4 only: see :mod:`kproxy.backends.ipvs.loopback`.
+RELAY = {V4: RelayPorts(tcp=40001, udp=40002), V6: None}
+
+
 def context(case: str, family: Family = V4, *, drop_invalid: bool = True) -> Context:
-    return Context(family, CASES[case](family), drop_invalid=drop_invalid)
+    return Context(family, CASES[case](family), drop_invalid=drop_invalid, relay=RELAY[family])
 
 
 @pytest.mark.kernel
@@ -78,7 +86,8 @@ def test_rules_stand_in_chains_of_the_layout(case: str, family: Family) -> None:
         if isinstance(rule.target, Jump)
     }
     canaries = {(table, chains.CANARY) for table in Table}
-    assert reached == set(chains.PLACES) - canaries
+    relay = {(NAT, chains.FROM_LOOPBACK)} if RELAY[family] is None else set()
+    assert reached == set(chains.PLACES) - canaries - relay
     assert {(rule.table, rule.chain) for rule in rules} == reached
 
 
@@ -179,3 +188,30 @@ def test_names_fit_the_kernel() -> None:
     for table, names in LAYOUT.own.items():
         assert all(len(name) <= 28 for name in names)
         assert names.isdisjoint(BASE[table])
+
+
+def _from_loopback(case: str, **fields: object) -> list[str]:
+    made = wanted(replace(context(case), **fields))  # type: ignore[arg-type]
+    text = made.chains.get((NAT, chains.FROM_LOOPBACK), "")
+    return [row.partition(" -j ")[2] for row in text.splitlines()]
+
+
+def test_loopback_sources_go_to_the_relay() -> None:
+    """By protocol; node ports of loopback that nobody serves go where IPVS refuses them, if those
+    of loopback answer at all."""
+    relayed = [f"DNAT --to-destination 127.0.0.1:{port}" for port in (40001, 40002)]
+    refused = [f"DNAT --to-destination {NODE[V4]}"] * 2
+    assert _from_loopback("node ports on loopback") == relayed + refused
+    off = NodePortTargets(localhost=False)
+    own = CASES["node ports on loopback"](V4)
+    assert (
+        _from_loopback("node ports on loopback", settings=replace(own, node_port_targets=off))
+        == relayed
+    )
+
+
+def test_without_a_relay_loopback_sources_are_left_to_ipvs() -> None:
+    """No chain, and no jump to one."""
+    made = wanted(replace(context("node ports on loopback"), relay=None))
+    assert (NAT, chains.FROM_LOOPBACK) not in made.chains
+    assert chains.FROM_LOOPBACK not in made.chains[NAT, chains.SERVICES]

@@ -9,6 +9,7 @@ from kproxy.backends.ipvs import sets
 from kproxy.backends.ipvs.fixed import Context
 from kproxy.backends.ipvs.held import settled
 from kproxy.backends.ipvs.plan import (
+    STAND_IN,
     Block,
     range_members,
     real_keys,
@@ -121,7 +122,8 @@ def test_node_ports_are_in_the_set_of_their_protocol(
 ) -> None:
     """Ports alone, but for SCTP; Local policy is in a set more."""
     made = block(port(ways="n", protocol=protocol, external=policy))  # type: ignore[arg-type]
-    members = {name: found for name, found in made.members.items() if name != sets.LOOP_BACK}
+    others = (sets.LOOP_BACK, sets.FROM_LOOPBACK)
+    members = {name: found for name, found in made.members.items() if name not in others}
     both = [sets.NODE_PORT[protocol], sets.NODE_PORT_LOCAL[protocol]]
     assert sorted(members) == sorted(both[:1] if policy is CLUSTER else both)
     assert {len(member) for found in members.values() for member in found} == {kind}
@@ -132,6 +134,70 @@ def test_node_ports_never_on_loopback() -> None:
     targets = NodePortTargets(all=False, addresses=("192.168.0.2", "127.0.0.1"))
     made = block(port(ways="n"), node_port_targets=targets)
     assert set(made.servers) == {server_key("192.168.0.2", 30080, TCP)}
+
+
+#: (ways, how many pods, of them here, policies, protocol, node ports answer at) -> what a client
+#: with a loopback source reaches by the relay
+FROM_LOOPBACK = [
+    ("cenl", 2, 1, (CLUSTER, CLUSTER), TCP, {},
+     "172.30.0.41,tcp:80 EXT,tcp:80 LB,tcp:80 192.168.0.2,tcp:30080 127.0.0.0/8,tcp:30080"),
+    ("cn", 2, 1, (CLUSTER, CLUSTER), UDP, {},
+     "172.30.0.41,udp:80 192.168.0.2,udp:30080 127.0.0.0/8,udp:30080"),
+    ("cenl", 0, 0, (CLUSTER, CLUSTER), TCP, {}, ""),
+    ("cn", 2, 0, (LOCAL, LOCAL), TCP, {}, "192.168.0.2,tcp:30080 127.0.0.0/8,tcp:30080"),
+    ("cn", 2, 0, (LOCAL, CLUSTER), TCP, {}, "192.168.0.2,tcp:30080 127.0.0.0/8,tcp:30080"),
+    ("cn", 2, 1, (CLUSTER, CLUSTER), SCTP, {}, ""),
+    ("n", 2, 1, (CLUSTER, CLUSTER), TCP, {"localhost": False}, "192.168.0.2,tcp:30080"),
+    ("n", 2, 1, (CLUSTER, CLUSTER), TCP, {"all": False, "addresses": ("192.168.0.9",)},
+     "192.168.0.9,tcp:30080 127.0.0.0/8,tcp:30080"),
+    ("n", 2, 1, (CLUSTER, CLUSTER), TCP, {"all": False},
+     "192.0.0.8,tcp:30080 127.0.0.0/8,tcp:30080"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ways", "pods", "here", "policies", "protocol", "targets", "wanted"), FROM_LOOPBACK
+)
+def test_what_loopback_sources_reach_by_the_relay(
+    ways: str,
+    pods: int,
+    here: int,
+    policies: tuple[object, object],
+    protocol: Protocol,
+    targets: dict[str, object],
+    wanted: str,
+) -> None:
+    """What has an endpoint for the node itself, node ports of loopback only where they answer."""
+    internal, external = policies
+    plan = port(
+        pods=pods, local_pods=here, ways=ways, internal=internal, external=external,
+        protocol=protocol,
+    )  # type: ignore[arg-type]  # fmt: skip
+    names = {"EXT": "".join(plan.external_ips), "LB": "".join(plan.load_balancer_ips)}
+    if plan.cluster_ip and "c" not in ways:
+        plan = replace(plan, cluster_ip="")
+    made = block(plan, node_port_targets=NodePortTargets(**targets))  # type: ignore[arg-type]
+    found = made.members.get(sets.FROM_LOOPBACK, ())
+    for short, address in names.items():
+        wanted = wanted.replace(f"{short},", f"{address},")
+    assert sorted(told("hash:net,port", V4, one) for one in found) == sorted(wanted.split())
+
+
+def test_loopback_clients_are_of_ipv4() -> None:
+    """Nobody serves at ::1, and its packets are translated nowhere."""
+    assert sets.FROM_LOOPBACK not in block(port(family=Family.IPV6), Family.IPV6).members
+
+
+def test_node_ports_of_loopback_alone_stand_at_an_address_of_nobody() -> None:
+    """It is bound, and closed to others as VIPs are; without node ports it is not there."""
+    targets = NodePortTargets(all=False)
+    made = block(port(ways="n"), node_port_targets=targets)
+    assert set(made.servers) == {server_key(STAND_IN, 30080, TCP)}
+    assert STAND_IN in made.addresses
+    assert STAND_IN in {told("hash:ip", V4, one) for one in made.members[sets.IPVS_IPS]}
+    assert STAND_IN not in block(port(ways="c"), node_port_targets=targets).addresses
+    nowhere = NodePortTargets(all=False, localhost=False)
+    assert not block(port(ways="n"), node_port_targets=nowhere).servers
 
 
 def test_an_address_of_the_node_is_not_bound() -> None:

@@ -7,7 +7,7 @@ from itertools import chain
 import pytest
 
 from kproxy.backends.ipvs import sets
-from kproxy.backends.ipvs.fixed import Context, fixed_rules
+from kproxy.backends.ipvs.fixed import Context, RelayPorts, fixed_rules
 from kproxy.core.members import LAYOUTS, Part
 from kproxy.core.objects import Family
 from tests.backends.iptables.plans import settings
@@ -20,7 +20,7 @@ _ASKED = (Part.ADDRESS, Part.PORT, Part.OTHER)
 def test_names_fit_the_kernel(family: Family) -> None:
     """At most 31 characters, and no two alike, in the two families together."""
     names = sets.kinds(family)
-    assert len(names) == len(sets.KINDS)
+    assert len(names) == len(sets.names(family))
     assert max(map(len, names)) <= 31
     assert names.keys().isdisjoint(sets.kinds(Family(10 - family)))
 
@@ -29,7 +29,9 @@ def test_names_fit_the_kernel(family: Family) -> None:
 def test_every_set_is_asked_as_its_kind_wants(family: Family) -> None:
     """A rule gives a direction for each address and port of a member; no set is kept for nothing,
     and none is asked that nobody keeps."""
-    rules = chain.from_iterable(fixed_rules(Context(family, settings(family))).values())
+    relay = RelayPorts(tcp=40001, udp=40002) if family is Family.IPV4 else None
+    context = Context(family, settings(family), relay=relay)
+    rules = chain.from_iterable(fixed_rules(context).values())
     kinds = sets.kinds(family)
     asked = set()
     for match in chain.from_iterable(rule.sets for rule in rules):

@@ -43,7 +43,7 @@ TABLE: list[tuple[str, Flow, set[Fact]]] = [
     ("pod to balancer address", flow(BALANCER, 80, POD), {Fact.INSIDE_LOCAL}),
     ("node to node port", flow(NODE, 30080, ITSELF), {Fact.INSIDE_LOCAL}),
     ("outside client of a node port", flow(NODE, 30080), set()),
-    ("node port on loopback", flow("127.0.0.1", 30080), {Fact.LOOPBACK_NODE_PORT}),
+    ("node port on loopback", flow("127.0.0.1", 30080), set()),
     ("another port on loopback", flow("127.0.0.2", 30081), set()),
     (
         "a forged source",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
-from kproxy.backends.iptables.diff import Patch
+from kproxy.core.objects import PortName
 from kproxy.errors import ApplyError, CommandError, ContentError
 from kproxy.kernel.xtables import lock_holder
 
@@ -20,8 +21,11 @@ _PASSING = re.compile(
 _LOCK_HELD = "xtables lock"
 
 
-def refusal(error: CommandError, text: str, patch: Patch) -> ApplyError:
-    """``text`` is what the call was given. ContentError when it is to blame, or may be."""
+def refusal(
+    error: CommandError, text: str, owners: Callable[[str], tuple[PortName, ...]]
+) -> ApplyError:
+    """``text`` is what the call was given. ContentError when it is to blame, or may be; ``owners``
+    says which service ports a line of it is about."""
     said = " ".join(error.stderr.split()) or f"status {error.status}"
     if _LOCK_HELD in said:
         holder = lock_holder()
@@ -35,7 +39,7 @@ def refusal(error: CommandError, text: str, patch: Patch) -> ApplyError:
     hint = "see what this kernel lacks with: kproxy doctor"
     if error.status < 0 or _PASSING.search(said):
         return ApplyError(what, hint=hint)
-    return ContentError(what, suspects=patch.owners(row) if row else (), hint=hint)
+    return ContentError(what, suspects=owners(row) if row else (), hint=hint)
 
 
 def _row(text: str, number: int) -> str:

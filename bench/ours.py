@@ -1,0 +1,198 @@
+"""kproxy as a subject: the bare relay, and a whole mode."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path as File
+from typing import Any
+
+import msgspec
+
+import kproxy
+from bench.helper import ROOT, Helper
+from bench.load import Place
+from bench.path import PORT, Path
+from kproxy import status
+from kproxy.core.objects import Family
+from kproxy.errors import CheckFailed
+from kproxy.kernel.netns import entered
+
+#: The one service of a mode that is measured.
+CLUSTER_IPS = {Family.IPV4: "10.96.0.10", Family.IPV6: "fd96::10"}
+#: Where pods are, so that the client is none: what it sends is masqueraded as from outside.
+_CLUSTER_CIDRS = "10.78.0.0/16,fd78::/64"
+
+#: Seconds that a mode may take for its first sync, and between two looks.
+_PATIENCE, _LOOK = 20.0, 0.01
+
+
+class BareRelay:
+    """The relay of userspace mode alone, at the node's address: no rules, no daemon.
+
+    ``options`` are those of :class:`kproxy._relay.Relay`; one worker unless they say else.
+    """
+
+    def __init__(self, name: str = "relay", **options: Any) -> None:
+        self.name = name
+        self._options = {"workers": 1, **options}
+        self._path: Path | None = None
+        self._helper: Helper | None = None
+
+    def start(self, path: Path) -> None:
+        self._path = path
+        self._helper = Helper(path.fd("node"), "bench.relay_agent")
+        fronts = [
+            (protocol, path.node_place(family), path.pod_place(family))
+            for protocol in ("tcp", "udp")
+            for family in Family
+        ]
+        self._helper.ask(do="start", fronts=fronts, options=self._options)
+
+    def place(self, family: Family) -> Place:
+        assert self._path is not None
+        return self._path.node_place(family)
+
+    def pids(self) -> tuple[int, ...]:
+        assert self._helper is not None
+        return (self._helper.pid,)
+
+    def version(self) -> str:
+        return f"kproxy {kproxy.__version__}, {self._options}"
+
+    def stop(self) -> None:
+        if self._helper is not None:
+            self._helper.close()
+        self._path = self._helper = None
+
+    def set_endpoints(self, protocol: str, family: Family, places: Sequence[Place]) -> None:
+        """Replace the endpoints of the one service of that protocol and family."""
+        assert self._helper is not None
+        self._helper.ask(
+            do="endpoints", service=f"{protocol} {self.place(family)[0]}", places=places
+        )
+
+    def counters(self) -> dict[str, Any]:
+        """The relay's own: ``totals``, and of each of its ``services``."""
+        assert self._helper is not None
+        answer: dict[str, Any] = self._helper.ask(do="counters")
+        return answer
+
+
+class Mode:
+    """``kproxy run`` in a mode, with one dual-stack service of TCP and UDP ports; clients reach it
+    by its cluster IP. ``arguments`` are more of kube-proxy's flags.
+
+    Its CPU and memory are those of the daemon: what rules cost is the kernel's.
+    """
+
+    def __init__(self, mode: str, *arguments: str) -> None:
+        self.name = mode
+        self._arguments = arguments
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, path: Path) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="kproxy-bench-")
+        folder = File(self._folder.name)
+        manifests = folder / "service.json"
+        manifests.write_bytes(msgspec.json.encode(_manifests(path)))
+        argv = [sys.executable, "-m", "kproxy", "run", "-f", str(manifests)]
+        argv += ["--proxy-mode", self.name, "--state-dir", str(folder / "state")]
+        argv += ["--hostname-override", "node", "--cluster-cidr", _CLUSTER_CIDRS]
+        environment = {
+            **os.environ,
+            "KPROXY_RECORDS": str(folder / "records"),
+            "XTABLES_LOCKFILE": str(folder / "xtables.lock"),
+        }
+        log = (folder / "log").open("wb")
+        with log, entered(path.fd("node")):
+            self._process = subprocess.Popen(
+                [*argv, *self._arguments],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
+        self._await(folder / "state", manifests, folder / "log")
+
+    def place(self, family: Family) -> Place:
+        return CLUSTER_IPS[family], PORT
+
+    def pids(self) -> tuple[int, ...]:
+        assert self._process is not None
+        return (self._process.pid,)
+
+    def version(self) -> str:
+        return f"kproxy {kproxy.__version__} {' '.join((self.name, *self._arguments))}"
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._folder is not None:
+            self._folder.cleanup()
+        self._process = self._folder = None
+
+    def _await(self, state: File, manifests: File, log: File) -> None:
+        """Until the service is in force. CheckFailed: it takes too long, or the daemon ended."""
+        assert self._process is not None
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            if status.read(state) is not None and status.in_force(state, [manifests]):
+                return
+            time.sleep(_LOOK)
+        words = log.read_text(errors="replace").splitlines()
+        raise CheckFailed(
+            f"{self.name} mode is not in force: {words[-1] if words else 'it said nothing'}"
+        )
+
+
+def _manifests(path: Path) -> dict[str, Any]:
+    """A dual-stack Service and its slices, every address of the pod an endpoint."""
+    ports = [
+        {"name": protocol.lower(), "protocol": protocol, "port": PORT}
+        for protocol in ("TCP", "UDP")
+    ]
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": "bench", "name": "pod"},
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": CLUSTER_IPS[Family.IPV4],
+            "clusterIPs": list(CLUSTER_IPS.values()),
+            "ipFamilies": ["IPv4", "IPv6"],
+            "ipFamilyPolicy": "RequireDualStack",
+            "ports": [{**port, "targetPort": PORT} for port in ports],
+        },
+    }
+    slices = [
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "namespace": "bench",
+                "name": f"pod-{family.value}",
+                "labels": {"kubernetes.io/service-name": "pod"},
+            },
+            "addressType": f"IPv{family.value}",
+            "ports": ports,
+            "endpoints": [
+                {"addresses": [address], "nodeName": "node", "conditions": {"ready": True}}
+                for address in path.pod_addresses(family)
+            ],
+        }
+        for family in Family
+    ]
+    return {"apiVersion": "v1", "kind": "List", "items": [service, *slices]}

@@ -1,0 +1,228 @@
+"""Who is measured: a small protocol, and the peers that userspace mode is compared with.
+
+A subject is a way from the client to the pod. To measure another one, write a class with these
+five: ``name``, :meth:`~Subject.start` in a path's node, :meth:`~Subject.place` to connect to,
+:meth:`~Subject.pids` whose CPU and memory count, :meth:`~Subject.stop`. What it serves is the pod's
+one server; how many threads it has, and with which options, its configuration in ``bench/peers/``
+says. kproxy itself is in :mod:`bench.ours`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path as File
+from string import Template
+from typing import Protocol
+
+from bench.load import Place
+from bench.path import PORT, Path
+from kproxy.core.objects import Family
+from kproxy.errors import CheckFailed, MachineError
+from kproxy.kernel import command
+from kproxy.kernel.netns import entered
+
+_TEMPLATES = File(__file__).resolve().parent / "peers"
+
+#: Seconds that a subject may take to listen, and between two looks.
+_PATIENCE, _LOOK = 10.0, 0.01
+
+#: Where Debian puts nginx's stream module; others build it in.
+_STREAM_MODULE = File("/usr/lib/nginx/modules/ngx_stream_module.so")
+
+
+class Subject(Protocol):
+    """One way from the client to the pod."""
+
+    name: str
+
+    def start(self, path: Path) -> None:
+        """Be ready to serve, in ``path``'s node. MachineError: not installed."""
+
+    def place(self, family: Family) -> Place:
+        """Where clients connect, or send datagrams."""
+
+    def pids(self) -> tuple[int, ...]:
+        """Processes that do the work; none for what the kernel does alone."""
+
+    def version(self) -> str:
+        """What it is, for the report."""
+
+    def stop(self) -> None:
+        """End it; fine when it never started."""
+
+
+@contextmanager
+def running(subject: Subject, path: Path) -> Iterator[Subject]:
+    """The subject serves within."""
+    try:
+        subject.start(path)
+        yield subject
+    finally:
+        subject.stop()
+
+
+class Direct:
+    """The client speaks to the pod, the node forwards: what everything is compared with."""
+
+    def __init__(self, name: str = "direct") -> None:
+        self.name = name
+        self._path: Path | None = None
+
+    def start(self, path: Path) -> None:
+        self._path = path
+
+    def place(self, family: Family) -> Place:
+        assert self._path is not None
+        return self._path.pod_place(family)
+
+    def pids(self) -> tuple[int, ...]:
+        return ()
+
+    def version(self) -> str:
+        return f"Linux {os.uname().release}"
+
+    def stop(self) -> None:
+        self._path = None
+
+
+class _Process:
+    """A tool of the host, started in the node with a configuration made from a template."""
+
+    name: str
+    tool: str
+    package: str
+    template: str
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, path: Path) -> None:
+        tool = self._tool()
+        self._path = path
+        self._folder = tempfile.TemporaryDirectory(prefix="kproxy-bench-")
+        config = File(self._folder.name) / self.template
+        text = Template((_TEMPLATES / self.template).read_text())
+        config.write_text(text.substitute(self._values(path, self._folder.name)))
+        with entered(path.fd("node")):
+            self._process = subprocess.Popen(
+                [tool, *self._arguments(config)], stdin=subprocess.DEVNULL
+            )
+        for family in Family:
+            await_listener(path, path.node_place(family), self._process)
+
+    def place(self, family: Family) -> Place:
+        assert self._path is not None
+        return self._path.node_place(family)
+
+    def pids(self) -> tuple[int, ...]:
+        assert self._process is not None
+        return (self._process.pid, *_children(self._process.pid))
+
+    def version(self) -> str:
+        said = subprocess.run([self._tool(), "-v"], check=True, capture_output=True)
+        return (said.stdout or said.stderr).decode().splitlines()[0]
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(2)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._folder is not None:
+            self._folder.cleanup()
+        self._path = self._folder = self._process = None
+
+    def _tool(self) -> str:
+        found = command.find(self.tool)
+        if found is None:
+            raise MachineError(
+                f"{self.tool} is not installed", hint=f"try: apt-get install {self.package}"
+            )
+        return found
+
+    def _values(self, path: Path, directory: str) -> dict[str, str]:
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        return {
+            "port": str(PORT),
+            "node4": path.node_place(Family.IPV4)[0],
+            "node6": path.node_place(Family.IPV6)[0],
+            "pod4": path.pod_place(Family.IPV4)[0],
+            "pod6": path.pod_place(Family.IPV6)[0],
+            "directory": directory,
+            "descriptors": str(descriptors),
+            # What nginx opens besides connections is well below a hundred.
+            "connections": str(descriptors - 100),
+            "load_module": f"load_module {_STREAM_MODULE};" if _STREAM_MODULE.exists() else "",
+        }
+
+    def _arguments(self, config: File) -> list[str]:
+        raise AssertionError("each tool has its own")
+
+
+class HAProxy(_Process):
+    """``mode tcp``, ``option splice-auto``, one thread. It has no UDP."""
+
+    name = "haproxy"
+    tool = "haproxy"
+    package = "haproxy"
+    template = "haproxy.cfg"
+
+    def _arguments(self, config: File) -> list[str]:
+        return ["-db", "-f", str(config)]
+
+
+class Nginx(_Process):
+    """The stream module, one worker beside its master, TCP and UDP."""
+
+    name = "nginx"
+    tool = "nginx"
+    package = "nginx-light libnginx-mod-stream"
+    template = "nginx.conf"
+
+    def _arguments(self, config: File) -> list[str]:
+        return ["-p", str(config.parent), "-c", str(config)]
+
+
+def await_listener(path: Path, place: Place, process: subprocess.Popen[bytes] | None) -> None:
+    """Until something takes connections at a place of the node. CheckFailed: nothing does, or the
+    process has ended."""
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        if process is not None and process.poll() is not None:
+            raise CheckFailed(f"ended with status {process.returncode}", where=str(process.args))
+        if _listens(path, place):
+            return
+        time.sleep(_LOOK)
+    raise CheckFailed(f"nothing listens at {place[0]} port {place[1]} after {_PATIENCE:g} s")
+
+
+def _listens(path: Path, place: Place) -> bool:
+    """Asked of the kernel's list: a connection would be the subject's first, and reach the pod."""
+    with entered(path.fd("node")):
+        try:
+            family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return True
+    return False
+
+
+def _children(pid: int) -> tuple[int, ...]:
+    text = File(f"/proc/{pid}/task/{pid}/children").read_text()
+    return tuple(int(each) for each in text.split())

@@ -1,0 +1,69 @@
+"""What processes use, by /proc: CPU seconds and memory of a subject, of the whole machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from kproxy.core.objects import Value
+
+_TICK = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Memory(Value, frozen=True):
+    """Bytes. ``pss`` shares what several processes share; neither has the kernel's socket
+    buffers."""
+
+    rss: int
+    pss: int
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time of processes, all their threads: those that ended count as well.
+
+    To nanoseconds while no thread has ended, where the scheduler tells; else to clock ticks.
+    Packets that a process sends over veth are delivered in its own system call, so much of what
+    the network costs is in here; what other processes' packets cause in a softirq is with them.
+    """
+    return sum(max(_precise(pid), _ticks(pid)) for pid in pids)
+
+
+def _precise(pid: int) -> float:
+    """Sum of the living threads' run times; 0 when this kernel has none (CONFIG_SCHED_INFO)."""
+    try:
+        return sum(
+            int((task / "schedstat").read_text().split()[0]) / 1e9
+            for task in Path(f"/proc/{pid}/task").iterdir()
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+
+
+def _ticks(pid: int) -> float:
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / _TICK
+
+
+def machine_seconds() -> float:
+    """CPU seconds that all of the machine has spent since it started, idle and stolen ones not."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    user, nice, system, _idle, _wait, irq, softirq = map(int, fields[:7])
+    return (user + nice + system + irq + softirq) / _TICK
+
+
+def memory(pids: Iterable[int]) -> Memory:
+    """Of processes together."""
+    rss = pss = 0
+    for pid in pids:
+        rss += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                pss += int(line.split()[1]) * 1024
+    return Memory(rss, pss)
+
+
+def descriptors(pids: Iterable[int]) -> int:
+    """Open descriptors of processes together."""
+    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids)

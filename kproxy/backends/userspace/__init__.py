@@ -1,0 +1,1 @@
+"""Userspace mode: a relay that accepts what a flat set of iptables rules brings to its ports."""

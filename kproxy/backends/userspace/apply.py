@@ -1,0 +1,342 @@
+"""Userspace mode: the backend that keeps a relay and the rules that lead to it in step.
+
+Order of a change: sockets and endpoint lists, then rules; what goes, goes the other way round. A
+service whose endpoints change touches the relay alone. A front that cannot be opened and a node
+port that somebody else has are left out of the rules, told, and tried again at full syncs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Protocol
+
+from kproxy import logs
+from kproxy.backends.base import Applied
+from kproxy.backends.userspace import host
+from kproxy.backends.userspace.chains import LAYOUT
+from kproxy.backends.userspace.diff import (
+    Patch,
+    RulesPatch,
+    call,
+    diff,
+    lines_between,
+    rules_between,
+)
+from kproxy.backends.userspace.found import ports_in
+from kproxy.backends.userspace.held import Held, Relaying, rows_of, settled
+from kproxy.backends.userspace.plan import Front, NodePort, Service, Serving
+from kproxy.backends.userspace.render import SYSCTLS, Desired, render
+from kproxy.backends.userspace.stale import RelayFlows
+from kproxy.backends.xtables.cleanup import cleanup_calls
+from kproxy.backends.xtables.door import Door, ToolDoor, tool
+from kproxy.backends.xtables.found import find
+from kproxy.backends.xtables.layout import Layout, Place
+from kproxy.backends.xtables.refusal import refusal
+from kproxy.backends.xtables.saved import Line, parse
+from kproxy.backends.xtables.script import Tally, chunks
+from kproxy.backends.xtables.variant import Variant
+from kproxy.core.objects import Family, PortName
+from kproxy.core.policy import Use
+from kproxy.core.snapshot import Snapshot, UserspaceSettings
+from kproxy.errors import CommandError, KernelError
+from kproxy.kernel import command
+
+_log = logs.get("userspace")
+
+
+class Standing(Protocol):
+    """A service port as the relay serves it."""
+
+    @property
+    def service(self) -> Service: ...
+    @property
+    def ports(self) -> Mapping[Use, int]: ...
+
+
+class Relays(Protocol):
+    """What the backend needs of a relay; see :class:`kproxy.backends.userspace.door.RelayDoor`."""
+
+    @property
+    def held(self) -> frozenset[NodePort]: ...
+    def running(self) -> Mapping[PortName, Standing]: ...
+    def remember(self, ports: Mapping[Front, int]) -> None: ...
+    def put(self, services: Iterable[Service]) -> Mapping[PortName, str]: ...
+    def shut(self, fronts: Iterable[Front]) -> None: ...
+    def drop(self, names: Iterable[PortName]) -> None: ...
+    def hold(self, ports: Iterable[NodePort]) -> Mapping[NodePort, str]: ...
+    def release(self, ports: Iterable[NodePort]) -> None: ...
+    def close(self) -> None: ...
+
+
+class UserspaceBackend:
+    """One family, in the network namespace of the calling thread.
+
+    ``variant`` is that of the iptables tools. ``relay`` serves; left out, it is one of our own with
+    ``settings``, which starts with the first service. ``door`` stands for the kernel's tables.
+    """
+
+    mode = "userspace"
+
+    def __init__(
+        self,
+        family: Family,
+        variant: Variant | str,
+        *,
+        settings: UserspaceSettings = UserspaceSettings(),  # noqa: B008 (frozen)
+        relay: Relays | None = None,
+        door: Door | None = None,
+    ) -> None:
+        self.family = family
+        self.variant = Variant(variant)
+        self.door: Door = ToolDoor(family, self.variant) if door is None else door
+        self._settings = settings
+        self._relay = relay
+        self._desired: Desired | None = None
+        #: Fronts and node ports that could not be had, and why.
+        self._fronts: dict[Front, str] = {}
+        self._node_ports: dict[NodePort, str] = {}
+        #: Sysctls that could not be set, with the values that they had.
+        self._unset: set[tuple[str, str | None]] = set()
+        #: The lines in force of each service port, after a good apply.
+        self._lines: dict[PortName, tuple[Line, ...]] = {}
+
+    @property
+    def relay(self) -> Relays:
+        if self._relay is None:
+            from kproxy.backends.userspace.door import RelayDoor
+
+            self._relay = RelayDoor(self.family, self._settings)
+        return self._relay
+
+    @relay.setter
+    def relay(self, relay: Relays) -> None:
+        self._relay = relay
+
+    def probe(self) -> None:
+        host.probe(self.family, self.variant)
+
+    def render(self, snapshot: Snapshot, previous: Desired | None) -> Desired:
+        self._desired = render(snapshot, previous)
+        return self._desired
+
+    def read(self) -> Held:
+        """The rules, and what the relay has. What could not be had is tried again for this."""
+        self._retry()
+        rules = find(parse(self.door.save()), LAYOUT, self.family)
+        return Held(
+            rules=rules,
+            relaying=self._relaying(),
+            sysctls=self._sysctls(),
+        )
+
+    def _sysctls(self) -> dict[str, str | None]:
+        """As they are; one that may not be set counts as set as long as it is as it was then."""
+        found = {name: self.door.sysctl(name) for name, _ in SYSCTLS}
+        refused = {name for name, value in found.items() if (name, value) in self._unset}
+        return found | {name: value for name, value in SYSCTLS if name in refused}
+
+    def _retry(self) -> None:
+        if self._fronts and self._desired is not None:
+            blocks = self._desired.blocks
+            names = dict.fromkeys(front.name for front in self._fronts)
+            wanted = [blocks[name].service for name in names if name in blocks]
+            self._fronts.clear()
+            self._put([service for service in wanted if service is not None and service.uses])
+        if self._node_ports:
+            ports = list(self._node_ports)
+            self._node_ports.clear()
+            self._hold(ports)
+
+    def _relaying(self) -> Relaying:
+        running = self.relay.running()
+        return Relaying(
+            serving={name: _serving(each) for name, each in running.items()},
+            held=self.relay.held,
+            refused=frozenset((*self._fronts, *self._node_ports)),
+        )
+
+    def settled(self, desired: Desired) -> Held:
+        return settled(desired)
+
+    def diff(self, desired: Desired, actual: Held) -> Patch | None:
+        return diff(desired, actual)
+
+    def touched(self, patch: Patch) -> Iterator[PortName]:
+        return patch.ports()
+
+    def left_out(self) -> Iterator[tuple[PortName, str]]:
+        """Service ports of which something is not served, and why."""
+        desired = self._desired
+        if desired is None:
+            return
+        for name in sorted(desired.unoffered):
+            yield name, f"userspace mode does not carry {name.protocol.value}: it is refused"
+        for front, why in self._fronts.items():
+            yield front.name, why
+        if self._node_ports:
+            for name, block in desired.blocks.items():
+                if block.node_port in self._node_ports:
+                    yield name, self._node_ports[block.node_port]
+
+    def flow_judge(self) -> RelayFlows:
+        """Judges UDP flows by where the relay listens."""
+
+        def ports() -> dict[PortName, tuple[tuple[Use, int], ...]]:
+            running = self.relay.running()
+            return {name: tuple(each.ports.items()) for name, each in running.items()}
+
+        return RelayFlows(self.family, ports)
+
+    # --- a change ------------------------------------------------------------------------------
+
+    def apply(self, patch: Patch) -> Applied:
+        """Bring a patch about. When the rules are refused nothing of them has changed in the table
+        that was refused, and what the relay was to give up is served on."""
+        if patch.read is not None:
+            self.relay.remember(ports_in(patch.read.rules))
+        self._open(patch)
+        relaying = self._relaying()
+        lines = self._lines_of(patch, relaying)
+        counter = self._write(self._rules(patch, relaying, lines), lines)
+        # After the rules: route_localnet without the guard would open 127.0.0.1 to neighbours.
+        self._set(patch)
+        self._close(patch, relaying)
+        if patch.read is not None:
+            self._lines = {}
+        for name, new in lines.items():
+            if new:
+                self._lines[name] = new
+            else:
+                self._lines.pop(name, None)
+        return Applied(
+            full=patch.full,
+            written=counter.tables.total() + len(patch.put) + len(patch.drop),
+            tables=tuple(sorted(counter.tables.items())),
+            transactions=counter.commits,
+        )
+
+    def _set(self, patch: Patch) -> None:
+        """In a container /proc/sys may be read-only: the mode does without."""
+        for name, value in patch.sysctls:
+            was = self.door.sysctl(name)
+            try:
+                self.door.set_sysctl(name, value)
+            except KernelError as refused:
+                self._unset.add((name, was))
+                _log.warning("left as it is", family=int(self.family), why=refused)
+
+    def _open(self, patch: Patch) -> None:
+        """What is there before rules lead to it."""
+        gone = {*patch.drop, *(service.name for service in patch.put)}
+        self._fronts = {front: why for front, why in self._fronts.items() if front.name not in gone}
+        for port in patch.release:
+            self._node_ports.pop(port, None)
+        self._hold(patch.hold)
+        self._put(patch.put)
+
+    def _put(self, services: Iterable[Service]) -> None:
+        services = list(services)
+        refused = self.relay.put(services) if services else {}
+        if not refused:
+            return
+        running = self.relay.running()
+        for service in services:
+            if service.name in refused:
+                stand = running[service.name].ports if service.name in running else {}
+                missing = [front for front in service.fronts if front.use not in stand]
+                self._fronts.update(dict.fromkeys(missing, refused[service.name]))
+
+    def _hold(self, ports: Iterable[NodePort]) -> None:
+        self._node_ports.update(self.relay.hold(ports))
+
+    def _lines_of(self, patch: Patch, relaying: Relaying) -> dict[PortName, tuple[Line, ...]]:
+        """The lines that service ports of a patch are to have."""
+        blocks = patch.desired.blocks
+        names = blocks if patch.read is not None else patch.names
+        return {
+            name: blocks[name].lines(relaying.ports(blocks[name])) if name in blocks else ()
+            for name in names
+        }
+
+    def _rules(
+        self, patch: Patch, relaying: Relaying, lines: Mapping[PortName, tuple[Line, ...]]
+    ) -> RulesPatch:
+        if patch.read is not None:
+            return rules_between(patch.desired, relaying, patch.read.rules)
+        old = {name: self._lines[name] for name in lines if name in self._lines}
+        return lines_between(lines, old, lambda: rows_of(patch.desired.blocks.values(), relaying))
+
+    def _write(self, rules: RulesPatch, lines: Mapping[PortName, tuple[Line, ...]]) -> Tally:
+        counter = Tally()
+        if rules:
+            text = list(call(rules))
+            try:
+                self.door.restore(chunks(counter.count(text)))
+            except CommandError as error:
+
+                def owners(row: str) -> tuple[PortName, ...]:
+                    return tuple([name for name, some in lines.items() if _has(some, row)])
+
+                raise refusal(error, "".join(text), owners) from error
+        return counter
+
+    def _close(self, patch: Patch, relaying: Relaying) -> None:
+        """What no rule leads to any more."""
+        fronts = [
+            Front(service.name, use)
+            for service in patch.put
+            if service.name in relaying.serving
+            for use, _ in relaying.serving[service.name].ports
+            if use not in service.uses
+        ]
+        if fronts:
+            self.relay.shut(fronts)
+        if patch.drop:
+            self.relay.drop(patch.drop)
+        if patch.release:
+            self.relay.release(patch.release)
+
+    # --- the end -------------------------------------------------------------------------------
+
+    def cleanup(self) -> None:
+        """Both variants of this family: a node may have changed from one to the other."""
+        # Before the rules, for the reason above.
+        self.door.forget_sysctls()
+        for variant in Variant:
+            door = self.door
+            if variant is not self.variant:
+                if (
+                    not isinstance(door, ToolDoor)
+                    or command.find(tool(self.family, variant)) is None
+                ):
+                    continue
+                door = ToolDoor(self.family, variant, records=door.records)
+            clean(door, self.family, variant)
+        if self._relay is not None:
+            self._relay.close()
+        self._fronts, self._node_ports, self._lines = {}, {}, {}
+
+
+def clean(
+    door: Door,
+    family: Family,
+    variant: Variant,
+    spared: Layout | None = None,
+    kept: Collection[Place] = (),
+) -> bool:
+    """Take the rules of the mode away, but for what ``spared`` has as well and for chains that are
+    ``kept``; whether there were any."""
+    found, saved = False, parse(door.save())
+    for text in cleanup_calls(LAYOUT, saved, family, variant, spared=spared, kept=kept):
+        door.restore(chunks(text))
+        found = True
+    return found
+
+
+def _has(lines: Iterable[Line], row: str) -> bool:
+    return any(line[1] == row for line in lines)
+
+
+def _serving(standing: Standing) -> Serving:
+    ports = tuple(sorted(standing.ports.items()))
+    return Serving(standing.service, ports)

@@ -1,0 +1,363 @@
+"""A new process takes over from the one that serves: sockets, clients' endpoints, then the rules.
+
+::
+
+    new                                   old
+    Hello ------------------------------> stops syncing
+          <------- Part … Part, Complete  (sockets; it serves on)
+    gets ready: services, endpoints
+    Ready ------------------------------> takes nothing more; connections wait in the sockets
+          <------ Words … Words, Parting  (who is bound to what; the lock of the state directory)
+    serves
+    Serving ----------------------------> lets go of everything but its flows
+          <------------------------ Done  (its servers' ports are free)
+
+Until it has heard Serving the old process can go on as if nothing had been, and does so when the
+new one breaks off. A new process that does not hear Done ends, unless the old one has.
+
+The sockets never close, so nobody is refused at any point; in between the Ready and the Serving,
+some milliseconds, new connections wait.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from msgspec.msgpack import Decoder
+from msgspec.structs import replace as _replace
+
+from kproxy.backends.userspace.door import RelayDoor
+from kproxy.backends.userspace.estate import Estate, Figures, Lent, LentPort, ServiceWords, Words
+from kproxy.backends.userspace.wire import MOST_FDS, PATIENCE, Line
+from kproxy.core.objects import Family, Value
+from kproxy.errors import KernelError, UsageError
+
+SOCKET = "handover.sock"
+
+#: Another one means that the two cannot understand each other; new fields with defaults are none.
+VERSION = 1
+
+#: Service ports in one message, lest it grow without bound.
+_MOST_SERVICES = 500
+
+#: Seconds for the old process to end a sync that runs.
+_SYNC_PATIENCE = 120.0
+
+#: Seconds for figures: somebody looks at a screen.
+_ASK_PATIENCE = 2.0
+
+#: Seconds that a process has to end after its last word was not heard.
+_END_PATIENCE = 2.0
+
+
+class Hello(Value, frozen=True, tag=True):
+    """A successor wants to take over."""
+
+    version: int
+
+
+class Ask(Value, frozen=True, tag=True):
+    """Somebody wants to know what the relays have counted."""
+
+
+class Told(Value, frozen=True, tag=True):
+    """What they have counted, by family."""
+
+    relays: tuple[Figures, ...]
+
+
+class Refused(Value, frozen=True, tag=True):
+    """There is nothing to be had, and why."""
+
+    why: str
+
+
+class Part(Value, frozen=True, tag=True):
+    """Part of what there is; its descriptors come with it."""
+
+    estate: Estate
+
+
+class Complete(Value, frozen=True, tag=True):
+    """That was all of it."""
+
+
+class Ready(Value, frozen=True, tag=True):
+    """The successor can serve at once."""
+
+
+class LastWords(Value, frozen=True, tag=True):
+    """Some of what is known of clients."""
+
+    words: Words
+
+
+class Parting(Value, frozen=True, tag=True):
+    """We take nothing more. The lock of the state directory comes with it."""
+
+
+class Serving(Value, frozen=True, tag=True):
+    """The successor serves."""
+
+
+class Done(Value, frozen=True, tag=True):
+    """Everything that two cannot have is free."""
+
+
+_FIRST: Decoder[Hello | Ask] = Decoder(Hello | Ask)
+_PARTS: Decoder[Part | Complete | Refused] = Decoder(Part | Complete | Refused)
+_LAST: Decoder[LastWords | Parting] = Decoder(LastWords | Parting)
+_READY, _SERVING, _DONE, _TOLD = Decoder(Ready), Decoder(Serving), Decoder(Done), Decoder(Told)
+
+
+# --- the old process ----------------------------------------------------------------------------
+
+
+def listen(folder: Path) -> socket.socket:
+    """The socket at which successors knock; only this user can (mode 0600, folder 0700). The
+    caller holds the folder's lock: what lies there is of one who has ended."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        path = folder / SOCKET
+        path.unlink(missing_ok=True)
+        with _short(folder) as short:
+            made.bind(short)
+        path.chmod(0o600)
+        made.listen(8)
+    except OSError as failed:
+        made.close()
+        raise KernelError(
+            f"cannot listen: {failed.strerror}",
+            where=str(folder / SOCKET),
+            hint="a successor could not take over; give --state-dir another directory",
+        ) from failed
+    made.setblocking(False)
+    return made
+
+
+def greet(line: Line) -> Hello | Ask:
+    """What a caller wants. KernelError when it may not, or speaks another language."""
+    _, uid = line.peer
+    if uid != os.geteuid():
+        raise KernelError(f"a process of user {uid} is not spoken to")
+    first = line.heard(_FIRST)
+    if isinstance(first, Hello) and first.version != VERSION:
+        why = f"it speaks version {first.version} of the hand-over, this process {VERSION}"
+        line.say(Refused(why))
+        raise KernelError(why)
+    return first
+
+
+def hand_over(line: Line, doors: Sequence[RelayDoor], lock: int) -> None:
+    """Give a successor everything. On KproxyError it has nothing, and the doors serve on.
+
+    ``lock`` is the descriptor of the state directory's lock. Afterwards only flows are left here;
+    :func:`done` is to be called when the rest is free.
+    """
+    words: list[Words] | None = None
+    try:
+        for door in doors:
+            for part in parts(door.lend()):
+                line.say(Part(part), part.fds)
+        line.say(Complete())
+        line.heard(_READY)
+        words = [door.quiet() for door in doors]
+        for said in words:
+            for one in said.services:
+                line.say(LastWords(Words(said.family, (one,))))
+        line.say(Parting(), [lock])
+        line.heard(_SERVING)
+    except BaseException:
+        for number, door in enumerate(doors):
+            door.resume(words[number] if words is not None else None)
+        raise
+    for door in doors:
+        door.give_up()
+
+
+def done(line: Line) -> None:
+    """Tell the successor that all is free. It finds out by itself if it does not hear it."""
+    try:
+        line.say(Done())
+    finally:
+        line.close()
+
+
+def parts(estate: Estate) -> Iterator[Estate]:
+    """The same in parts, each with no more descriptors than go into one message."""
+    services: list[Lent] = []
+    ports: list[LentPort] = []
+    count = 0
+
+    def full(more: int) -> bool:
+        return count + more > MOST_FDS or len(services) >= _MOST_SERVICES
+
+    for lent in estate.services:
+        more = sum(len(front.fds) for front in lent.fronts)
+        if full(more):
+            yield Estate(estate.family, tuple(services), ())
+            services, count = [], 0
+        services.append(lent)
+        count += more
+    for held in estate.node_ports:
+        if full(len(held.fds)):
+            yield Estate(estate.family, tuple(services), tuple(ports))
+            services, ports, count = [], [], 0
+        ports.append(held)
+        count += len(held.fds)
+    if services or ports:
+        yield Estate(estate.family, tuple(services), tuple(ports))
+
+
+# --- the new process ----------------------------------------------------------------------------
+
+
+class Predecessor:
+    """A process that serves with our state directory, to be taken over from, step by step."""
+
+    def __init__(self, line: Line, where: str) -> None:
+        self._line = line
+        self._where = where
+        self.pid, _ = line.peer
+
+    @classmethod
+    def find(cls, folder: Path) -> Self | None:
+        """The one that serves with this directory; None when none does."""
+        line = _called(folder)
+        return None if line is None else cls(line, str(folder / SOCKET))
+
+    def estates(self) -> dict[Family, Estate]:
+        """All that it has; the descriptors are ours, and it serves on."""
+        self._line.say(Hello(VERSION))
+        self._line.patience(_SYNC_PATIENCE)
+        found: dict[Family, list[Estate]] = {}
+        while True:
+            said, fds = self._line.hear(_PARTS)
+            self._line.patience(PATIENCE)
+            if isinstance(said, Part):
+                part = with_fds(said.estate, fds)
+                found.setdefault(part.family, []).append(part)
+            elif isinstance(said, Complete):
+                return {family: _joined(each) for family, each in found.items()}
+            else:
+                raise UsageError(
+                    f"process {self.pid} cannot be taken over from: {said.why}",
+                    where=self._where,
+                    hint="stop it first",
+                )
+
+    def parting(self) -> tuple[dict[Family, Words], int]:
+        """We are ready: its last words by family, and the lock of the state directory."""
+        self._line.say(Ready())
+        found: dict[Family, list[ServiceWords]] = {}
+        while True:
+            said, fds = self._line.hear(_LAST)
+            if isinstance(said, LastWords):
+                found.setdefault(said.words.family, []).extend(said.words.services)
+            elif len(fds) == 1:
+                return {family: Words(family, tuple(each)) for family, each in found.items()}, fds[
+                    0
+                ]
+            else:
+                raise KernelError("the lock of the state directory did not come", where=self._where)
+
+    def serving(self) -> None:
+        """We serve. KernelError when it has not heard that, and serves on itself."""
+        self._line.say(Serving())
+        try:
+            self._line.heard(_DONE)
+        except KernelError:
+            # It resumes when it does not hear from us; two must not serve. If it has ended there
+            # is only one.
+            if not _ended(self.pid):
+                raise
+        finally:
+            self._line.close()
+
+    def close(self) -> None:
+        """Break off: it serves on."""
+        self._line.close()
+
+
+def ask(folder: Path) -> tuple[Figures, ...] | None:
+    """What the relays of the process that serves with this directory have counted; None when
+    none serves."""
+    line = _called(folder)
+    if line is None:
+        return None
+    line.patience(_ASK_PATIENCE)
+    try:
+        line.say(Ask())
+        return line.heard(_TOLD).relays
+    finally:
+        line.close()
+
+
+def with_fds(estate: Estate, fds: Sequence[int]) -> Estate:
+    """The same with our numbers of the descriptors. KernelError when their number differs."""
+    if len(fds) != len(estate.fds):
+        for fd in fds:
+            os.close(fd)
+        raise KernelError(f"{len(fds)} descriptors came instead of {len(estate.fds)}")
+    given = iter(fds)
+
+    def ours(theirs: Sequence[int]) -> tuple[int, ...]:
+        return tuple([next(given) for _ in theirs])
+
+    services = [
+        Lent(lent.service, tuple([_replace(front, fds=ours(front.fds)) for front in lent.fronts]))
+        for lent in estate.services
+    ]
+    ports = [LentPort(held.port, ours(held.fds)) for held in estate.node_ports]
+    return Estate(estate.family, tuple(services), tuple(ports))
+
+
+def close_all(estate: Estate) -> None:
+    """Close the descriptors of one that nobody wants."""
+    for fd in estate.fds:
+        os.close(fd)
+
+
+def _joined(parts: Sequence[Estate]) -> Estate:
+    services = [lent for part in parts for lent in part.services]
+    ports = [held for part in parts for held in part.node_ports]
+    return Estate(parts[0].family, tuple(services), tuple(ports))
+
+
+def _called(folder: Path) -> Line | None:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        with _short(folder) as short:
+            made.connect(short)
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError, PermissionError):
+        made.close()
+        return None
+    return Line(made)
+
+
+@contextmanager
+def _short(folder: Path) -> Iterator[str]:
+    """A path of the socket that is short enough: addresses hold 107 bytes, paths may be longer."""
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{SOCKET}"
+    finally:
+        os.close(fd)
+
+
+def _ended(pid: int) -> bool:
+    """Whether a process has ended, or does within a moment."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([fd], [], [], _END_PATIENCE)[0])
+    finally:
+        os.close(fd)

@@ -1,0 +1,700 @@
+# What becomes of each packet: kproxy.core.twin.engine, a batch at a time.
+
+cdef enum:
+    BATCH = 64
+
+
+# One packet of a caller's buffer: 24 bytes. ``offset`` is that of its IP header; with ``header`` a
+# virtio_net_hdr of 10 bytes stands right before. ``capacity`` counts from the offset on.
+cdef struct Packet:
+    uint64_t offset
+    uint32_t length
+    uint32_t capacity
+    uint8_t code
+    uint8_t reason
+    uint8_t header
+    uint8_t spare
+    uint32_t service       # + 1; of a packet of a known service
+
+
+cdef struct Engine_:
+    pthread_mutex_t lock
+    SipKey flow_key
+    SipKey seed
+    Slab slab
+    FlowTable[2] flows
+    Affinities[2] affinities
+    Fragments[2] fragments
+    WayTable ways
+    Node[2] nodes
+    ServiceSlot *services
+    uint32_t service_limit
+    uint32_t service_high
+    Endpoint *endpoints
+    uint32_t endpoint_limit
+    uint32_t endpoint_high
+    uint32_t endpoint_free
+    uint32_t endpoint_count
+    Copy *copies
+    uint32_t copy_limit
+    uint32_t copy_next
+    Verdict *verdicts
+    uint32_t verdict_count
+    uint32_t version
+    uint32_t serials
+    uint64_t choices
+    uint64_t patience
+    uint32_t tries
+    uint32_t drain
+    uint32_t[13] timeouts
+    uint8_t[130] transitions
+    uint64_t[5] codes
+    uint64_t[12] drops
+    uint64_t recycled
+    uint64_t expired
+
+
+# How a new flow would be treated.
+cdef struct Treatment:
+    ServiceSlot *slot
+    uint32_t number
+    uint32_t kind
+    uint8_t use
+    uint8_t masquerade
+
+
+cdef void run_batch(
+    Engine_ *engine, uint8_t *memory, Packet *packets, uint32_t count, uint64_t now
+) noexcept nogil:
+    """Packets that come one after another are worked on stage by stage, so that the cache misses of
+    one stage overlap: first the index, then the flow, then its endpoint."""
+    cdef View[64] views
+    cdef uint32_t first = 0, size, index
+    cdef int family
+    for family in range(2):
+        engine.expired += flows_sweep(
+            engine, &engine.flows[family], flows_due(&engine.flows[family], now), now
+        )
+    while first < count:
+        size = count - first if count - first < BATCH else BATCH
+        look_ahead(engine, memory, packets + first, views, size)
+        for index in range(size):
+            decide(engine, &packets[first + index], &views[index], now)
+            engine.codes[packets[first + index].code] += 1
+        first += size
+
+
+cdef inline void look_ahead(
+    Engine_ *engine, uint8_t *memory, Packet *packets, View *views, uint32_t count
+) noexcept nogil:
+    """Parse all, and ask the memory for what deciding will read. It decides nothing: a packet may
+    change what a later one of the batch finds."""
+    cdef uint32_t one
+    cdef View *view
+    cdef FlowTable *flows
+    cdef Flow *flow
+    for one in range(count):
+        view = &views[one]
+        view.at = memory + packets[one].offset
+        view.length = packets[one].length
+        view.capacity = packets[one].capacity
+        parse(view)
+        view.slot = 0
+        if view.kind == KIND_PORTS:
+            key_of(view)
+        elif view.kind == KIND_ERROR:
+            inner_key_of(view)
+        else:
+            continue
+        flows = &engine.flows[view.family]
+        view.tag = <uint32_t>key_hash(&engine.flow_key, &view.key, view.family)
+        kp_prefetch(&flows.index.cells[view.tag & flows.index.mask])
+    for one in range(count):
+        view = &views[one]
+        if view.kind == KIND_PORTS or view.kind == KIND_ERROR:
+            flows = &engine.flows[view.family]
+            view.slot = flow_hint(flows, view.tag)
+            if view.slot:
+                flow = flow_at(flows, view.slot - 1)
+                kp_prefetch(flow)
+                if view.family:
+                    kp_prefetch(<uint8_t *>flow + 64)
+    cdef uint32_t[64] fresh
+    cdef uint32_t fresh_count = 0
+    for one in range(count):
+        view = &views[one]
+        if view.slot:
+            flow = flow_at(&engine.flows[view.family], view.slot - 1)
+            kp_prefetch(&engine.endpoints[flow.endpoint])
+        elif view.kind == KIND_PORTS:
+            fresh[fresh_count] = one
+            fresh_count += 1
+    if fresh_count:
+        look_further(engine, views, fresh, fresh_count)
+
+
+# What a first packet is likely to need, found step by step for all first packets of the batch.
+cdef struct Guess:
+    WayKey wanted
+    uint32_t tag
+    uint32_t number        # service + 1
+    uint64_t word
+    uint32_t use
+    uint32_t masquerade
+    uint32_t entry
+
+
+cdef void look_further(
+    Engine_ *engine, View *views, const uint32_t *fresh, uint32_t count
+) noexcept nogil:
+    """The same for packets that begin flows: way in, service, table, endpoint, and where in the
+    index the answers' tuple belongs."""
+    cdef Guess[64] guesses
+    cdef Guess *guess
+    cdef View *view
+    cdef uint32_t one
+    cdef WayKey *way
+    cdef ServiceSlot *slot
+    for one in range(count):
+        guess = &guesses[one]
+        view = &views[fresh[one]]
+        way_wanted(&guess.wanted, view.family, &view.key)
+        guess.tag = view.way_tag = way_tag(&engine.flow_key, &guess.wanted)
+        guess.word = view.word = key_hash(&engine.seed, &view.key, view.family)
+        view.hashed = 1
+        kp_prefetch(&engine.ways.index.cells[guess.tag & engine.ways.index.mask])
+    for one in range(count):
+        guess = &guesses[one]
+        way = way_hint(&engine.ways, guess.tag)
+        guess.number = 0
+        if way != NULL:
+            kp_prefetch(way)
+            guess.number = <uint32_t>(way - engine.ways.slots) + 1
+    for one in range(count):
+        guess = &guesses[one]
+        if guess.number:
+            way = &engine.ways.slots[guess.number - 1]
+            guess.number = way.service + 1 if way.service < engine.service_high else 0
+            guess.use = 0 if way.kind == WAY_CLUSTER_IP else 1
+            kp_prefetch(&engine.services[way.service])
+    for one in range(count):
+        guess = &guesses[one]
+        view = &views[fresh[one]]
+        if guess.number:
+            guess_set(engine, view, guess)
+    for one in range(count):
+        guess = &guesses[one]
+        if guess.number:
+            slot = &engine.services[guess.number - 1]
+            guess.entry = maglev_at(slot, guess.use, guess.word)
+            kp_prefetch(&slot.entries[guess.entry])
+    for one in range(count):
+        guess = &guesses[one]
+        if guess.number:
+            guess_back(engine, &views[fresh[one]], guess)
+
+
+cdef inline void guess_set(Engine_ *engine, View *view, Guess *guess) noexcept nogil:
+    cdef ServiceSlot *slot = &engine.services[guess.number - 1]
+    cdef uint8_t row
+    cdef uint32_t at
+    if slot.table == NULL or slot.algorithm != MAGLEV:
+        guess.number = 0
+        return
+    row = slot.rows[guess.use][
+        client_of(&engine.nodes[view.family], view.family, <const uint8_t *>view.key.words)
+    ]
+    guess.use = row & 1
+    guess.masquerade = row >> 1
+    if slot.sizes[guess.use] == 0:
+        guess.number = 0
+        return
+    at = <uint32_t>(guess.word % slot.sizes[guess.use])
+    kp_prefetch(slot.narrow[guess.use] + (at << slot.wide))
+
+
+cdef inline void guess_back(Engine_ *engine, View *view, Guess *guess) noexcept nogil:
+    cdef FlowTable *flows = &engine.flows[view.family]
+    cdef const Node *node = &engine.nodes[view.family]
+    cdef const Entry *entry = &engine.services[guess.number - 1].entries[guess.entry]
+    cdef const uint8_t *raw = <const uint8_t *>view.key.words
+    cdef uint32_t pair = flows.pair
+    cdef const uint8_t *hidden = <const uint8_t *>node.masquerade
+    kp_prefetch(&engine.endpoints[entry.endpoint])
+    if not guess.masquerade:
+        hidden = raw
+    put_key(
+        &view.back, view.family, entry.address, hidden, entry.port, raw16(raw + pair),
+        raw[pair + 4],
+    )
+    if guess.masquerade:
+        put_big16(
+            <uint8_t *>view.back.words + pair + 2,
+            node.first_port
+            + <uint32_t>((guess.word >> 32) % (node.last_port - node.first_port + 1)),
+        )
+    view.back_tag = <uint32_t>key_hash(&engine.flow_key, &view.back, view.family)
+    view.hashed = 2
+    kp_prefetch(&flows.index.cells[view.back_tag & flows.index.mask])
+
+
+cdef inline void drop(
+    Engine_ *engine, Packet *packet, uint8_t why, Treatment *treatment
+) noexcept nogil:
+    packet.code = CODE_DROP
+    packet.reason = why
+    engine.drops[why] += 1
+    if treatment != NULL:
+        engine.services[treatment.number].drops[why] += 1
+
+
+cdef inline uint8_t *header_of(const Packet *packet, const View *view) noexcept nogil:
+    return view.at - VNET_HEADER if packet.header else NULL
+
+
+cdef inline void decide(
+    Engine_ *engine, Packet *packet, View *view, uint64_t now
+) noexcept nogil:
+    packet.code = CODE_PASS
+    packet.reason = WHY_NONE
+    packet.service = 0
+    if kp_likely(view.kind == KIND_PORTS):
+        decide_ports(engine, packet, view, now)
+    elif view.kind == KIND_OTHER:
+        not_ours(engine, view, now)
+    elif view.kind == KIND_LATER:
+        decide_later(engine, packet, view, now)
+    elif view.kind == KIND_ERROR:
+        decide_error(engine, packet, view, now)
+    else:
+        drop(engine, packet, WHY_MALFORMED, NULL)
+
+
+cdef void not_ours(Engine_ *engine, View *view, uint64_t now) noexcept nogil:
+    if view.in_parts:
+        datagram_keep(
+            &engine.fragments[view.family], &engine.flow_key, view, 0, 0, THERE,
+            <uint32_t>(now // TICK),
+        )
+
+
+cdef void decide_later(
+    Engine_ *engine, Packet *packet, View *view, uint64_t now
+) noexcept nogil:
+    cdef Fragments *known = &engine.fragments[view.family]
+    cdef FlowTable *flows = &engine.flows[view.family]
+    cdef Datagram wanted
+    cdef Datagram *found
+    cdef Flow *flow
+    cdef Endpoint *endpoint
+    cdef const uint8_t *ends
+    cdef uint32_t size = address_bytes(view)
+    datagram_key(view, &wanted)
+    found = datagram_find(known, &engine.flow_key, &wanted)
+    if found == NULL or <uint32_t>(now // TICK) >= found.until:
+        drop(engine, packet, WHY_FRAGMENT, NULL)
+        return
+    if found.flow == 0:
+        return
+    flow = flow_at(flows, found.flow - 1)
+    if not flow.flags or flow.generation != found.generation:
+        drop(engine, packet, WHY_FRAGMENT, NULL)
+        return
+    endpoint = &engine.endpoints[flow.endpoint]
+    endpoint.packets[found.way] += 1
+    endpoint.bytes[found.way] += view.end
+    ends = ends_of(flows, flow, 1 - <int>found.way)
+    move_addresses(view, ends + size, ends)
+    packet.code = CODE_FORWARD
+    packet.service = endpoint.service + 1
+
+
+cdef void decide_error(
+    Engine_ *engine, Packet *packet, View *view, uint64_t now
+) noexcept nogil:
+    cdef FlowTable *flows = &engine.flows[view.family]
+    cdef int way = THERE, state
+    cdef Flow *flow = flow_find(flows, &view.key, view.tag, &way)
+    cdef uint32_t size = address_bytes(view)
+    cdef const uint8_t *ends
+    cdef const uint8_t *sent
+    cdef const uint8_t *source
+    cdef bint own
+    if flow == NULL or <uint32_t>(now // TICK) >= flow.deadline:
+        return
+    ends = ends_of(flows, flow, way)
+    if memcmp(destination_of(view), ends + size, size) != 0:
+        return
+    state = checksum_state(view, header_of(packet, view))
+    if state == 2:
+        drop(engine, packet, WHY_MALFORMED, NULL)
+        return
+    if syn_unreachable(engine, flow, way, view) and syn_again(engine, flow, packet, view, now):
+        return
+    # A router on the way keeps its own address: traceroute wants to see it.
+    own = memcmp(source_of(view), ends, size) == 0
+    sent = ends_of(flows, flow, 1 - way)
+    source = sent + size if own else source_of(view)
+    translate_error(
+        view, source, sent, sent, sent + size, flow.ports[2 * (1 - way)],
+        flow.ports[2 * (1 - way) + 1], state == 1,
+    )
+    packet.code = CODE_FORWARD
+    packet.service = engine.endpoints[flow.endpoint].service + 1
+
+
+cdef inline void decide_ports(
+    Engine_ *engine, Packet *packet, View *view, uint64_t now
+) noexcept nogil:
+    cdef FlowTable *flows = &engine.flows[view.family]
+    cdef uint32_t tick = <uint32_t>(now // TICK)
+    cdef int way = THERE
+    cdef Flow *flow = flow_find(flows, &view.key, view.tag, &way)
+    if flow != NULL and tick >= flow.deadline:
+        flow_remove(engine, flows, flow)
+        flow = NULL
+    if flow == NULL:
+        first_packet(engine, packet, view, now)
+        return
+    if view.event == EVENT_BEGIN and way == THERE and list_of(flow.state) == LIST_ENDED:
+        flow_remove(engine, flows, flow)
+        first_packet(engine, packet, view, now)
+        return
+    if flow.version != engine.version and not check_again(engine, flows, flow):
+        flow_remove(engine, flows, flow)
+        if way == BACK:
+            drop(engine, packet, WHY_STALE, NULL)
+        else:
+            first_packet(engine, packet, view, now)
+        return
+    flow_hit(engine, packet, view, flows, flow, way, now)
+
+
+# --- packets of a flow -------------------------------------------------------------------------
+
+cdef inline void flow_hit(
+    Engine_ *engine, Packet *packet, View *view, FlowTable *flows, Flow *flow, int way,
+    uint64_t now,
+) noexcept nogil:
+    cdef uint32_t tick = <uint32_t>(now // TICK)
+    cdef uint8_t state
+    if packet.header and checksum_state(view, header_of(packet, view)) == 2:
+        drop(engine, packet, WHY_MALFORMED, NULL)
+        return
+    if flow.flags & FLOW_DRAINING and tick >= engine.endpoints[flow.endpoint].until:
+        drained(engine, packet, view, flows, flow)
+        return
+    if flow.copy and way == BACK and syn_refused(engine, flow, way, view):
+        if syn_again(engine, flow, packet, view, now):
+            return
+    state = engine.transitions[(flow.state * 2 + way) * 5 + view.event]
+    if state != flow.state:
+        if flow.state == SYN_SENT:
+            copy_release(engine, flow)
+            if view.event == EVENT_AGREE:
+                note_success(engine, flow.endpoint)
+        flow_enter(engine, flows, flow, state)
+    flow.deadline = tick + engine.timeouts[state]
+    send_on(engine, packet, view, flow, way, now)
+
+
+cdef inline void send_on(
+    Engine_ *engine, Packet *packet, View *view, Flow *flow, int way, uint64_t now
+) noexcept nogil:
+    cdef FlowTable *flows = &engine.flows[view.family]
+    cdef Endpoint *endpoint = &engine.endpoints[flow.endpoint]
+    cdef uint32_t size = address_bytes(view)
+    cdef const uint8_t *ends = ends_of(flows, flow, 1 - way)
+    cdef const uint16_t *ports = &flow.ports[2 * (1 - way)]
+    cdef bint partial = packet.header and checksum_state(view, header_of(packet, view)) == 1
+    endpoint.packets[way] += 1
+    endpoint.bytes[way] += view.end
+    if view.in_parts:
+        datagram_keep(
+            &engine.fragments[view.family], &engine.flow_key, view, slot_of(flows, flow) + 1,
+            flow.generation, way, <uint32_t>(now // TICK),
+        )
+    translate(view, ends + size, ends, ports[1], ports[0], partial)
+    packet.code = CODE_FORWARD
+    packet.reason = WHY_NONE
+    packet.service = endpoint.service + 1
+
+
+cdef void drained(
+    Engine_ *engine, Packet *packet, View *view, FlowTable *flows, Flow *flow
+) noexcept nogil:
+    cdef Treatment treatment
+    treatment.number = engine.endpoints[flow.endpoint].service
+    flow_remove(engine, flows, flow)
+    if view.protocol != PROTO_TCP or view.event == EVENT_ABORT:
+        drop(engine, packet, WHY_STALE, &treatment)
+        return
+    answer(engine, packet, view, WHY_DRAINED, &treatment)
+
+
+cdef void answer(
+    Engine_ *engine, Packet *packet, View *view, uint8_t why, Treatment *treatment
+) noexcept nogil:
+    """RST for TCP, port unreachable for all else, in place of the packet."""
+    cdef uint32_t length
+    if not answerable(view):
+        drop(engine, packet, WHY_MALFORMED, treatment)
+        return
+    length = build_reset(view) if view.protocol == PROTO_TCP else build_unreachable(view)
+    if length == 0:
+        drop(engine, packet, WHY_NO_ROOM, treatment)
+        return
+    if packet.header:
+        memset(view.at - VNET_HEADER, 0, VNET_HEADER)
+    packet.length = length
+    packet.code = CODE_REPLY
+    packet.reason = why
+    packet.service = treatment.number + 1
+    engine.services[treatment.number].drops[why] += 1
+
+
+cdef bint check_again(Engine_ *engine, FlowTable *flows, Flow *flow) noexcept nogil:
+    """A flow that was judged by older tables: may it go on?"""
+    if flow.protocol == PROTO_UDP and not still_right(engine, flows, flow):
+        return False
+    flow.flags = FLOW_USED
+    if engine.endpoints[flow.endpoint].until != NEVER:
+        flow.flags |= FLOW_DRAINING
+    flow.version = engine.version
+    return True
+
+
+cdef bint still_right(Engine_ *engine, FlowTable *flows, Flow *flow) noexcept nogil:
+    cdef Endpoint *endpoint = &engine.endpoints[flow.endpoint]
+    cdef uint8_t family = 0 if flows.pair == 8 else 1
+    cdef Treatment treatment
+    cdef Key there
+    if endpoint.until != NEVER:
+        return False
+    flow_key_of(flows, flow, THERE, &there)
+    if not find_treatment(engine, family, &there, NULL, &treatment):
+        return False
+    if treatment.number != endpoint.service:
+        return False
+    if fate_of(&treatment, <const uint8_t *>there.words) != WHY_NONE:
+        return False
+    return treatment.use == 0 or (endpoint.flags & NEAR) != 0
+
+
+# --- first packets -----------------------------------------------------------------------------
+
+cdef bint find_treatment(
+    Engine_ *engine, uint8_t family, const Key *there, const View *view, Treatment *treatment
+) noexcept nogil:
+    """False when nobody here is asked for. ``view`` may be NULL, it has only hashes to give."""
+    cdef const uint8_t *raw = <const uint8_t *>there.words
+    cdef WayKey wanted
+    cdef WayKey *way
+    cdef uint8_t row
+    cdef uint32_t tag
+    way_wanted(&wanted, family, there)
+    if view != NULL and view.hashed:
+        tag = view.way_tag
+    else:
+        tag = way_tag(&engine.flow_key, &wanted)
+    way = way_find(&engine.ways, tag, &wanted)
+    if way == NULL:
+        if not answers_node_ports(&engine.nodes[family], family, wanted.address):
+            return False
+        memset(wanted.address, 0, 16)
+        wanted.family = family | NODE_PORT
+        way = way_find(&engine.ways, way_tag(&engine.flow_key, &wanted), &wanted)
+        if way == NULL:
+            return False
+    treatment.slot = &engine.services[way.service]
+    treatment.number = way.service
+    treatment.kind = way.kind
+    row = treatment.slot.rows[0 if way.kind == WAY_CLUSTER_IP else 1][
+        client_of(&engine.nodes[family], family, raw)
+    ]
+    treatment.use = row & 1
+    treatment.masquerade = row >> 1
+    return True
+
+
+cdef inline void way_wanted(WayKey *wanted, uint8_t family, const Key *there) noexcept nogil:
+    """The way that a packet comes in by, if its destination is an address of a service."""
+    cdef const uint8_t *raw = <const uint8_t *>there.words
+    cdef uint32_t size = 16 if family else 4
+    memset(wanted, 0, sizeof(WayKey))
+    memcpy(wanted.address, raw + size, size)
+    wanted.port = raw16(raw + 2 * size + 2)
+    wanted.protocol = raw[2 * size + 4]
+    wanted.family = family
+
+
+cdef inline bint answers_node_ports(
+    const Node *node, uint8_t family, const uint8_t *address
+) noexcept nogil:
+    """``address`` is 16 bytes, zeros after an IPv4 one."""
+    if not family and address[0] == 127:
+        return node.localhost
+    return in_addresses(node.node_ports, node.node_port_count, address)
+
+
+cdef int client_of(const Node *node, uint8_t family, const uint8_t *source) noexcept nogil:
+    """Pod first: a node's address inside the pods' range cannot be told from a pod's."""
+    cdef uint8_t[16] padded
+    cdef int byte
+    if in_ranges(node.pods, node.pod_count, source):
+        return CLIENT_POD
+    memset(padded, 0, 16)
+    memcpy(padded, source, 16 if family else 4)
+    if family:
+        for byte in range(15):
+            if padded[byte]:
+                break
+        else:
+            if padded[15] == 1:
+                return CLIENT_NODE
+    elif padded[0] == 127:
+        return CLIENT_NODE
+    return CLIENT_NODE if in_addresses(node.local, node.local_count, padded) else CLIENT_OTHER
+
+
+cdef inline uint8_t fate_of(const Treatment *treatment, const uint8_t *source) noexcept nogil:
+    """Why a flow cannot begin."""
+    cdef const Service *service = treatment.slot.table
+    cdef uint8_t fate = treatment.slot.fates[treatment.use]
+    if fate == FATE_REFUSE:
+        return WHY_REFUSED
+    if treatment.slot.limited and treatment.kind == WAY_LOAD_BALANCER:
+        if not in_ranges(service.ranges, service.range_count, source):
+            return WHY_SOURCE
+    return WHY_NO_LOCAL if fate == FATE_DROP else WHY_NONE
+
+
+cdef inline uint8_t first_state(uint8_t protocol, uint8_t event) noexcept nogil:
+    if protocol == PROTO_TCP:
+        if event == EVENT_BEGIN:
+            return SYN_SENT
+        if event == EVENT_DATA or event == EVENT_FINISH:
+            return PICKED_UP
+        return NO_STATE
+    if protocol == PROTO_UDP:
+        return UDP_NEW
+    if event == EVENT_BEGIN or event == EVENT_DATA:
+        return SCTP_NEW
+    return NO_STATE
+
+
+cdef void first_packet(
+    Engine_ *engine, Packet *packet, View *view, uint64_t now
+) noexcept nogil:
+    cdef Treatment treatment
+    cdef const uint8_t *header = header_of(packet, view)
+    cdef uint8_t why, state
+    cdef Flow *flow
+    if not find_treatment(engine, view.family, &view.key, view, &treatment):
+        not_ours(engine, view, now)
+        return
+    packet.service = treatment.number + 1
+    if checksum_state(view, header) == 2:
+        drop(engine, packet, WHY_MALFORMED, &treatment)
+        return
+    why = fate_of(&treatment, <const uint8_t *>view.key.words)
+    if why == WHY_REFUSED and view.event != EVENT_ABORT:
+        answer(engine, packet, view, why, &treatment)
+        return
+    if why != WHY_NONE:
+        drop(engine, packet, why, &treatment)
+        return
+    state = first_state(view.protocol, view.event)
+    if state == NO_STATE:
+        drop(engine, packet, WHY_NO_FLOW, &treatment)
+        return
+    flow = begin(engine, view, &treatment, state, now, &why)
+    if flow == NULL:
+        drop(engine, packet, why, &treatment)
+        return
+    copy_keep(
+        engine, &engine.flows[view.family], flow, treatment.use, treatment.masquerade, view,
+        header, now,
+    )
+    send_on(engine, packet, view, flow, THERE, now)
+
+
+cdef Flow *begin(
+    Engine_ *engine, View *view, Treatment *treatment, uint8_t state, uint64_t now, uint8_t *why
+) noexcept nogil:
+    """A new flow; NULL and the reason when there can be none."""
+    cdef FlowTable *flows = &engine.flows[view.family]
+    cdef ServiceSlot *slot = treatment.slot
+    cdef uint32_t tick = <uint32_t>(now // TICK)
+    cdef uint64_t word
+    cdef const uint8_t *client = <const uint8_t *>view.key.words
+    cdef Entry *entry = pinned_entry(engine, view.family, client, treatment, tick)
+    cdef Key back
+    cdef uint32_t tag = 0
+    cdef Flow *flow
+    word = view.word if view.hashed else key_hash(&engine.seed, &view.key, view.family)
+    if entry == NULL:
+        entry = &slot.entries[choose(engine, slot, treatment.use, word)]
+    if not find_back(
+        engine, flows, view.family, &view.key, entry, treatment.masquerade, word, tick, view,
+        &back, &tag,
+    ):
+        why[0] = WHY_NO_PORT
+        return NULL
+    if not flow_make_room(engine, flows):
+        why[0] = WHY_FULL
+        return NULL
+    flow = flow_add(
+        engine, flows, &view.key, view.tag, &back, tag, entry.endpoint, state
+    )
+    flow.deadline = tick + engine.timeouts[state]
+    flow.version = engine.version
+    engine.endpoints[entry.endpoint].flows += 1
+    if slot.sticky:
+        keep_affinity(engine, view.family, client, treatment.number, entry.endpoint, tick)
+    return flow
+
+
+cdef Entry *pinned_entry(
+    Engine_ *engine, uint8_t family, const uint8_t *client, const Treatment *treatment,
+    uint32_t tick,
+) noexcept nogil:
+    """The endpoint that the client had last, if this way in may send it there; else NULL."""
+    cdef Service *service
+    cdef uint8_t[16] padded
+    cdef Pinned *pinned
+    cdef Endpoint *endpoint
+    cdef uint32_t one
+    if not treatment.slot.sticky:
+        return NULL
+    service = treatment.slot.table
+    memset(padded, 0, 16)
+    memcpy(padded, client, 16 if family else 4)
+    pinned = pinned_find(
+        &engine.affinities[family], padded, treatment.number,
+        pinned_tag(&engine.flow_key, padded, treatment.number),
+    )
+    if pinned == NULL or tick - pinned.tick >= service.affinity:
+        return NULL
+    endpoint = &engine.endpoints[pinned.endpoint]
+    if not endpoint.used or endpoint.serial != pinned.serial or endpoint.until != NEVER:
+        return NULL
+    if not endpoint.flags & (IN_LOCAL if treatment.use else IN_CLUSTER):
+        return NULL
+    for one in range(service.entry_count):
+        if service.entries[one].endpoint == pinned.endpoint:
+            return &service.entries[one]
+    return NULL
+
+
+cdef void keep_affinity(
+    Engine_ *engine, uint8_t family, const uint8_t *client, uint32_t service, uint32_t endpoint,
+    uint32_t tick,
+) noexcept nogil:
+    cdef uint8_t[16] padded
+    memset(padded, 0, 16)
+    memcpy(padded, client, 16 if family else 4)
+    pinned_keep(
+        &engine.affinities[family], &engine.flow_key, padded, service, endpoint,
+        engine.endpoints[endpoint].serial, tick,
+    )

@@ -1,0 +1,78 @@
+"""Who knocks at a daemon that carries connections itself: a successor, or one who wants figures.
+
+A conversation is held in a thread, so that nobody who says nothing delays a sync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kproxy import logs
+from kproxy.backends.userspace import handover
+from kproxy.backends.userspace.door import RelayDoor
+from kproxy.backends.userspace.wire import Line
+from kproxy.errors import KproxyError
+
+_log = logs.get("succession")
+
+
+class Knocking:
+    """Listens in the event loop. ``heard`` is called when :attr:`successor` is there."""
+
+    def __init__(self, folder: Path, doors: Sequence[RelayDoor], heard: Callable[[], None]) -> None:
+        self._doors = doors
+        self._heard = heard
+        self._talks: set[asyncio.Task[None]] = set()
+        #: Who waits to be given everything.
+        self.successor: Line | None = None
+        self._socket = handover.listen(folder)
+        asyncio.get_running_loop().add_reader(self._socket, self._accept)
+
+    def taken(self) -> Line | None:
+        """The one who waits, who is the caller's then."""
+        successor, self.successor = self.successor, None
+        return successor
+
+    def close(self) -> None:
+        """Nobody is heard any more; the socket's file is the next daemon's to replace."""
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+        for talk in self._talks:
+            talk.cancel()
+        if (successor := self.taken()) is not None:
+            successor.close()
+
+    def _accept(self) -> None:
+        try:
+            connected, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as failed:
+            # At the limit of descriptors: it knocks on as long as it waits.
+            _log.warning("who knocks is not let in", why=failed)
+            return
+        talk = asyncio.get_running_loop().create_task(self._talk(Line(connected)))
+        self._talks.add(talk)
+        talk.add_done_callback(self._talks.discard)
+
+    async def _talk(self, line: Line) -> None:
+        kept = False
+        try:
+            wants = await asyncio.to_thread(handover.greet, line)
+            if isinstance(wants, handover.Ask):
+                await asyncio.to_thread(self._tell, line)
+            elif self.successor is not None:
+                line.say(handover.Refused("another process takes over this moment"))
+            else:
+                self.successor, kept = line, True
+                self._heard()
+        except KproxyError as failed:
+            _log.warning("not spoken to", why=failed)
+        finally:
+            if not kept:
+                line.close()
+
+    def _tell(self, line: Line) -> None:
+        line.say(handover.Told(tuple([door.figures() for door in self._doors])))

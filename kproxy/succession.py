@@ -1,0 +1,225 @@
+"""Restart without loss, the daemon's part of it: its place, taking it over, handing it on.
+
+Only modes that carry connections themselves are handed over: with the others the kernel serves on
+while no daemon is there. What two processes say to each other is
+:mod:`kproxy.backends.userspace.handover`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kproxy import logs
+from kproxy.core.objects import Family
+from kproxy.errors import KernelError, KproxyError
+from kproxy.status import StateDir
+
+if TYPE_CHECKING:
+    from kproxy.backends.userspace.door import RelayDoor
+    from kproxy.backends.userspace.handover import Predecessor
+    from kproxy.backends.userspace.wire import Line
+    from kproxy.knocking import Knocking
+
+_log = logs.get("succession")
+
+#: Modes of which a new process takes over from the one that serves.
+MODES = frozenset({"userspace"})
+
+#: Seconds that connections have to end by themselves when the daemon is told to stop and nobody
+#: takes over: enough for a request that is under way, and less than any supervisor waits before it
+#: kills (Docker 10, Kubernetes 30, systemd 90).
+STOP_DRAIN = 5.0
+
+#: Seconds between two looks whether the last flow has ended. Nobody waits for that.
+_LOOK = 1.0
+
+
+class Succession:
+    """A daemon's place: its state directory, and what it serves with there.
+
+    Made before anything else: UsageError when another process holds the directory that cannot be
+    taken over from. From :meth:`begin` on in the event loop; ``heard`` is called when a successor
+    is there.
+    """
+
+    def __init__(self, folder: Path, mode: str) -> None:
+        self.folder = folder
+        self._before = _predecessor(folder, mode)
+        #: None as long as a predecessor has the directory.
+        self.state = StateDir(folder) if self._before is None else None
+        self._doors: Sequence[RelayDoor] = ()
+        self._recorded: dict[Family, int] = {}
+        self._trouble = ""
+        self._knocking: Knocking | None = None
+        self._after: Line | None = None
+        self._hurry = asyncio.Event()
+
+    @property
+    def predecessor(self) -> int:
+        """The process that is to be taken over from; 0: there is none."""
+        return self._before.pid if self._before is not None else 0
+
+    @property
+    def handed_over(self) -> bool:
+        """A successor serves in our place."""
+        return self._after is not None
+
+    @property
+    def wanted(self) -> bool:
+        """A successor waits to be handed everything."""
+        return self._knocking is not None and self._knocking.successor is not None
+
+    async def begin(self, doors: Sequence[RelayDoor], heard: Callable[[], None]) -> None:
+        """Before the first sync: know the relay ports of before, take over what a predecessor
+        serves, and be there for a successor. KproxyError when it serves on instead."""
+        self._doors = doors
+        if self._before is not None:
+            lock = await asyncio.to_thread(_take_over, self._before, doors)
+            self._before, self.state = None, StateDir(self.folder, lock)
+        if not doors:
+            return
+        from kproxy.backends.userspace import state
+        from kproxy.knocking import Knocking
+
+        for door in doors:
+            door.remember(state.read(self.folder, door.family))
+        self._knocking = Knocking(self.folder, doors, heard)
+
+    async def record(self) -> None:
+        """After a sync: write down the relay ports, if there are others, for the day when we are
+        killed."""
+        changed = [door for door in self._doors if door.changes != self._recorded.get(door.family)]
+        if changed:
+            await asyncio.to_thread(self._record, changed)
+
+    def _record(self, doors: Sequence[RelayDoor]) -> None:
+        from kproxy.backends.userspace import state
+
+        trouble = ""
+        for door in doors:
+            changes = door.changes
+            try:
+                state.write(self.folder, door.family, door.ports)
+                self._recorded[door.family] = changes
+            except KernelError as failed:
+                trouble = str(failed)
+        if trouble and trouble != self._trouble:
+            _log.warning("after a crash other relay ports would be used", why=trouble)
+        self._trouble = trouble
+
+    async def hand_over(self) -> None:
+        """Between two syncs: give the successor that waits all there is. When it does not come
+        about we serve on."""
+        assert self._knocking is not None
+        assert self.state is not None
+        line = self._knocking.taken()
+        if line is None:
+            return
+        from kproxy.backends.userspace import handover
+
+        pid, _ = line.peer
+        _log.info("handing over", to_process=pid)
+        try:
+            await asyncio.to_thread(handover.hand_over, line, self._doors, self.state.fileno())
+        except KproxyError as failed:
+            _log.warning("no successor came about: serving on", process=pid, why=failed)
+            line.close()
+        else:
+            self.state.give_away()
+            self._after = line
+
+    def hurry(self) -> None:
+        """Told to stop: what drains may do so for :data:`STOP_DRAIN` only."""
+        self._hurry.set()
+
+    def quit(self) -> None:
+        """No successor is heard any more."""
+        if self._knocking is not None:
+            self._knocking.close()
+            self._knocking = None
+
+    async def leave(self, patience: float) -> None:
+        """Everything else has ended: let what is carried here end by itself, for so many seconds
+        when a successor serves, and for :data:`STOP_DRAIN` else."""
+        if self._after is not None:
+            await asyncio.to_thread(_done, self._after)
+            await self._drain(patience)
+        elif self._doors:
+            each = (asyncio.to_thread(door.drain, STOP_DRAIN) for door in self._doors)
+            if cut := sum(await asyncio.gather(*each)):
+                _log.warning("cut off", flows=cut, seconds=STOP_DRAIN)
+
+    async def _drain(self, patience: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        if left := self._left():
+            _log.info("handed over; what goes on here ends by itself", flows=left, seconds=patience)
+        while self._left() and (now := loop.time()) < deadline:
+            if self._hurry.is_set():
+                deadline = min(deadline, now + STOP_DRAIN)
+                await asyncio.sleep(min(_LOOK, deadline - now))
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(_LOOK, deadline - now)):
+                    await self._hurry.wait()
+
+    def _left(self) -> int:
+        return sum(door.left() for door in self._doors)
+
+    def close(self) -> None:
+        """Give the directory back, or a predecessor up: it serves on."""
+        if self._before is not None:
+            self._before.close()
+        if self.state is not None:
+            self.state.close()
+
+
+def _predecessor(folder: Path, mode: str) -> Predecessor | None:
+    """The process that serves with this state directory, if there is one to take over from."""
+    if mode not in MODES:
+        return None
+    from kproxy.backends.userspace.handover import Predecessor
+
+    return Predecessor.find(folder)
+
+
+def _take_over(before: Predecessor, doors: Sequence[RelayDoor]) -> int:
+    """Serve what it served, with these doors; the descriptor of the state directory's lock.
+
+    KproxyError when that did not come about: then it serves on, and nothing is served here.
+    """
+    from kproxy.backends.userspace.estate import Estate, Words
+    from kproxy.backends.userspace.handover import close_all
+
+    try:
+        estates = before.estates()
+        for door in doors:
+            door.adopt(estates.pop(door.family, Estate(door.family)))
+        for family, estate in estates.items():
+            _log.warning("not served here, and not taken over", family=int(family))
+            close_all(estate)
+        words, lock = before.parting()
+        for door in doors:
+            door.enter(words.get(door.family, Words(door.family)))
+        before.serving()
+    except BaseException:
+        for door in doors:
+            door.close()
+        before.close()
+        raise
+    _log.info("took over", from_process=before.pid)
+    return lock
+
+
+def _done(successor: Line) -> None:
+    """Tell it that the ports of our servers are free."""
+    from kproxy.backends.userspace import handover
+
+    try:
+        handover.done(successor)
+    except KproxyError as failed:
+        _log.warning("the successor does not hear that all is free", why=failed)

@@ -18,10 +18,12 @@ CLUSTER: int
 LOCAL: int
 ORIGINAL: int
 
-#: How bytes are moved; COPY is what runs, the others are there to be measured.
+#: How bytes are moved. ADAPTIVE is what runs: it copies short messages and splices streams. The
+#: others are there to be measured.
 COPY: int
 SPLICE: int
 ZEROCOPY: int
+ADAPTIVE: int
 
 class Relay:
     def __init__(
@@ -35,7 +37,7 @@ class Relay:
         udp_idle_seconds: float = 30.0,
         ladder: Sequence[float] = (0.25, 0.5, 1.0, 2.0),
         buffer_bytes: int = 262144,
-        bulk: int = 0,
+        bulk: int = ...,
         spin_seconds: float = 0.0,
     ) -> None:
         """Nothing runs before :meth:`start`. ``max_flows`` and ``max_sessions`` are per worker:
@@ -50,7 +52,6 @@ class Relay:
         """Close all fronts, let flows end by themselves for so long; returns how many are left.
         UDP sessions are given up after their idle time at the latest."""
     # --- services ---
-
     def add_service(
         self,
         *,
@@ -77,7 +78,6 @@ class Relay:
     def remove_service(self, service: int) -> None:
         """Its fronts are closed, its UDP sessions end, its TCP flows go on. KeyError: unknown."""
     # --- fronts ---
-
     def open(self, service: int, use: int, fds: Sequence[int]) -> int:
         """Serve what arrives at these sockets (listening, or bound for UDP). Takes the descriptors
         over, also when it raises. Returns an id."""
@@ -93,28 +93,23 @@ class Relay:
         sessions that are ours until they are idle. Connections that we have not accepted stay in
         the sockets' queues."""
     # --- what a successor needs to go on as we did ---
-
     def affinities(self, service: int) -> list[tuple[str, str, int, float]]:
         """(client, endpoint address, endpoint port, seconds since its last connection)."""
 
-    def set_affinities(
-        self, service: int, entries: Sequence[tuple[str, str, int, float]]
-    ) -> None:
+    def set_affinities(self, service: int, entries: Sequence[tuple[str, str, int, float]]) -> None:
         """Entries of endpoints that the service does not have are left out."""
 
     def sessions(self, service: int) -> list[tuple[str, int, str, int]]:
         """(client address, client port, endpoint address, endpoint port) of living UDP sessions."""
 
-    def set_sessions(
-        self, service: int, entries: Sequence[tuple[str, int, str, int]]
-    ) -> None:
+    def set_sessions(self, service: int, entries: Sequence[tuple[str, int, str, int]]) -> None:
         """UDP clients whose next datagram goes to that endpoint, if the service has it."""
     # --- figures; none stops a worker ---
-
     def service_counters(self, service: int) -> dict[str, int]:
         """``connections`` (accepted, or UDP sessions), ``active``, ``retries``, ``failures`` (no
         endpoint took it), ``bytes_in`` (from clients), ``bytes_out``, ``datagrams_in``,
-        ``datagrams_out``, ``refused`` (no endpoint to try)."""
+        ``datagrams_out``, ``datagrams_dropped`` (no room on the way out, or for a session),
+        ``refused`` (no endpoint to try)."""
 
     def endpoint_counters(self, service: int) -> dict[tuple[str, int], dict[str, int]]:
         """By (address, port): ``connections``, ``active``, ``failures``, ``bytes_in``,
@@ -124,7 +119,6 @@ class Relay:
         """``flows``, ``sessions``, ``accept_pauses`` (descriptor or flow limit), ``evicted`` (UDP),
         ``buffered`` (bytes kept for peers that do not read), ``workers``."""
     # --- passive health (told, never acted upon here) ---
-
     def take_verdicts(self) -> list[tuple[int, str, int, str]]:
         """What happened to endpoints since the last call, oldest first, at most 65,536 kept:
         (service, address, port, ``refused`` | ``timeout`` | ``unreachable`` | ``reset`` (before it

@@ -34,16 +34,14 @@ include "relay/tasks.pxi"
 
 import math
 import os
-import socket as _socket
 import threading
-import time
 
 from cpython.exc cimport PyErr_CheckSignals
 
 DEBUG = bool(KP_DEBUG)
 
 CLUSTER, LOCAL, ORIGINAL = USE_CLUSTER, USE_LOCAL, USE_ORIGINAL
-COPY, SPLICE, ZEROCOPY = range(3)
+COPY, SPLICE, ZEROCOPY, ADAPTIVE = BY_COPY, BY_SPLICE, BY_ZEROCOPY, BY_NEED
 
 OUTCOME_NAMES = ("refused", "timeout", "unreachable", "reset", "ok")
 
@@ -137,7 +135,7 @@ cdef class Relay:
         udp_idle_seconds=30.0,
         ladder=(0.25, 0.5, 1.0, 2.0),
         buffer_bytes=262144,
-        bulk=0,
+        bulk=BY_NEED,
         spin_seconds=0.0,
     ):
         cdef Engine *engine = self.engine
@@ -148,9 +146,9 @@ cdef class Relay:
         if not 1 <= len(ladder) <= MOST_TRIES:
             raise ValueError(f"a ladder has 1 to {MOST_TRIES} rungs, this one {len(ladder)}")
         if not EARLY_BYTES <= buffer_bytes <= 1 << 26:
-            raise ValueError(f"buffer_bytes {buffer_bytes}: {EARLY_BYTES} to {1 << 26} are possible")
-        if bulk not in (COPY, SPLICE, ZEROCOPY):
-            raise ValueError(f"bulk {bulk} is none of COPY, SPLICE, ZEROCOPY")
+            raise ValueError(f"{buffer_bytes} buffer_bytes: {EARLY_BYTES} to {1 << 26} are possible")
+        if bulk not in (COPY, SPLICE, ZEROCOPY, ADAPTIVE):
+            raise ValueError(f"bulk {bulk} is none of COPY, SPLICE, ZEROCOPY, ADAPTIVE")
         self.services = {}
         self.fronts = {}
         self.lock = threading.RLock()

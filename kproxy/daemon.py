@@ -190,6 +190,7 @@ class Daemon:
             if servers is not None:
                 await ended(servers)
             self._servers.close()
+            self._proxy.rest()
 
     def _start_servers(self) -> asyncio.Task[None]:
         self._servers.bind()
@@ -231,7 +232,10 @@ class Daemon:
             return
         try:
             async with asyncio.timeout(self._patience):
-                while not self._stopping and not self._has_pod_ranges():
+                while not (self._stopping or self._place.handed_over or self._has_pod_ranges()):
+                    if self._place.wanted:
+                        await self._place.hand_over()
+                        continue
                     _log.info("waiting for spec.podCIDRs", node=self._node)
                     self._wake.clear()
                     await self._wake.wait()

@@ -18,6 +18,10 @@ from kproxy.errors import KproxyError
 _log = logs.get("succession")
 
 
+#: Seconds until somebody is let in again when that was refused by the kernel.
+_PAUSE = 1.0
+
+
 class Knocking:
     """Listens in the event loop. ``heard`` is called when :attr:`successor` is there."""
 
@@ -28,7 +32,9 @@ class Knocking:
         #: Who waits to be given everything.
         self.successor: Line | None = None
         self._socket = handover.listen(folder)
-        asyncio.get_running_loop().add_reader(self._socket, self._accept)
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        self._open()
 
     def taken(self) -> Line | None:
         """The one who waits, who is the caller's then."""
@@ -37,12 +43,17 @@ class Knocking:
 
     def close(self) -> None:
         """Nobody is heard any more; the socket's file is the next daemon's to replace."""
-        asyncio.get_running_loop().remove_reader(self._socket)
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._socket)
         self._socket.close()
         for talk in self._talks:
             talk.cancel()
         if (successor := self.taken()) is not None:
             successor.close()
+
+    def _open(self) -> None:
+        self._loop.add_reader(self._socket, self._accept)
 
     def _accept(self) -> None:
         try:
@@ -50,10 +61,12 @@ class Knocking:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as failed:
-            # At the limit of descriptors: it knocks on as long as it waits.
-            _log.warning("who knocks is not let in", why=failed)
+            # At the limit of descriptors. Who knocks waits, and must not keep us busy meanwhile.
+            _log.warning("who knocks is not let in", why=failed, retry_seconds=_PAUSE)
+            self._loop.remove_reader(self._socket)
+            self._pause = self._loop.call_later(_PAUSE, self._open)
             return
-        talk = asyncio.get_running_loop().create_task(self._talk(Line(connected)))
+        talk = self._loop.create_task(self._talk(Line(connected)))
         self._talks.add(talk)
         talk.add_done_callback(self._talks.discard)
 

@@ -267,13 +267,17 @@ class NodeProxy:
         lines = (f"IPv{one.family}: {one.error}" for one in self.statuses if one.error)
         return "; ".join(lines)
 
-    def close(self) -> None:
-        """End the threads, and what is carried here; the rules stay."""
+    def rest(self) -> None:
+        """Nothing is synced or watched any more; the rules stay, and what is carried goes on."""
         self._pool.shutdown()
-        for door in self.doors:
-            door.close()
         if self._families:
             self.others.close()
+
+    def close(self) -> None:
+        """End all of it; the rules stay."""
+        self.rest()
+        for door in self.doors:
+            door.close()
 
 
 class _FamilyProxy:

@@ -20,6 +20,7 @@ from kproxy.status import StateDir
 
 if TYPE_CHECKING:
     from kproxy.backends.userspace.door import RelayDoor
+    from kproxy.backends.userspace.estate import Words
     from kproxy.backends.userspace.handover import Predecessor
     from kproxy.backends.userspace.wire import Line
     from kproxy.knocking import Knocking
@@ -192,21 +193,26 @@ def _take_over(before: Predecessor, doors: Sequence[RelayDoor]) -> int:
 
     KproxyError when that did not come about: then it serves on, and nothing is served here.
     """
-    from kproxy.backends.userspace.estate import Estate, Words
-    from kproxy.backends.userspace.handover import close_all
+    from kproxy.backends.userspace.bequest import Heir, close_all
+
+    heirs = {door.family: Heir(door) for door in doors}
+
+    def take(family: Family, words: Words) -> None:
+        if family in heirs:
+            heirs[family].enter(words)
 
     try:
-        estates = before.estates()
-        for door in doors:
-            door.adopt(estates.pop(door.family, Estate(door.family)))
-        for family, estate in estates.items():
-            _log.warning("not served here, and not taken over", family=int(family))
-            close_all(estate)
-        words, lock = before.parting()
-        for door in doors:
-            door.enter(words.get(door.family, Words(door.family)))
+        for family, estate in before.estates().items():
+            if family in heirs:
+                heirs[family].adopt(estate)
+            else:
+                _log.warning("not served here, and not taken over", family=int(family))
+                close_all(estate.fds)
+        lock = before.parting(take)
         before.serving()
     except BaseException:
+        for heir in heirs.values():
+            heir.close()
         for door in doors:
             door.close()
         before.close()

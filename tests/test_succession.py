@@ -16,6 +16,7 @@ from typing import Self
 import pytest
 
 from kproxy.backends.userspace import handover, state
+from kproxy.backends.userspace.estate import Words
 from kproxy.core.objects import Family
 from kproxy.kernel import netns
 from kproxy.kernel.netlink import open_route
@@ -365,13 +366,28 @@ def _takes_the_sockets(successor: handover.Predecessor) -> None:
     assert successor.estates()[Family.IPV4].fds
 
 
-def _hears_the_last_words(successor: handover.Predecessor) -> None:
+def _hears_the_first_words(successor: handover.Predecessor) -> None:
+    """Some services are its own by then, and others are not."""
     successor.estates()
-    assert successor.parting()[0][Family.IPV4].services
+    with pytest.raises(InterruptedError):
+        successor.parting(_break_off)
+
+
+def _break_off(family: Family, words: Words) -> None:
+    raise InterruptedError
+
+
+def _hears_the_last_words(successor: handover.Predecessor) -> None:
+    said: list[Words] = []
+    successor.estates()
+    successor.parting(lambda _, words: said.append(words))
+    assert len(said) == 4
 
 
 @pytest.mark.parametrize(
-    "step", [_only_knocks, _takes_the_sockets, _hears_the_last_words], ids=lambda f: f.__name__
+    "step",
+    [_only_knocks, _takes_the_sockets, _hears_the_first_words, _hears_the_last_words],
+    ids=lambda step: step.__name__,
 )
 def test_a_successor_that_breaks_off(
     node: Node, daemons: Daemons, step: Callable[[handover.Predecessor], None]

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("kproxy.cli.run", "Be a node's service proxy."),
     "doctor": ("kproxy.cli.doctor", "Tell what this kernel and machine can run."),
     "cleanup": ("kproxy.cli.cleanup", "Remove every trace of kproxy from this network namespace."),
+    "fastpath": ("kproxy.cli.fastpath", "Run a capture through the packet engine."),
     "completion": ("kproxy.cli.completion", "Print the script for completion in a shell."),
 }
 

@@ -59,7 +59,7 @@ KINDS: Mapping[str, Kind] = {
     "hash:ip,port": Kind("ip_set_hash_ipport", 4096),
     "hash:ip,port,ip": Kind("ip_set_hash_ipportip", 4096),
     "hash:ip,port,net": Kind("ip_set_hash_ipportnet", 1024),
-    "hash:net,port": Kind("ip_set_hash_netport", 1024),
+    "hash:net,port": Kind("ip_set_hash_netport", 4096),
     "hash:ip": Kind("ip_set_hash_ip", 1024),
     "bitmap:port": Kind("ip_set_bitmap_port", 0),
 }

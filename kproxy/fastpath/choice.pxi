@@ -106,6 +106,9 @@ cdef bint find_back(
     cdef uint8_t protocol = raw[2 * size + 4]
     cdef Flow *found
     cdef int way
+    # What arrives at this node itself does not pass the hook where the other modes masquerade.
+    if masquerade and in_addresses(node.local, node.local_count, entry.address):
+        masquerade = is_ours(node, family, raw)
     if not masquerade and memcmp(entry.address, raw, size) != 0:
         put_key(back, family, entry.address, raw, entry.port, sport, protocol)
         tag[0] = back_hash(engine, family, view, back)

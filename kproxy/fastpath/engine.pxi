@@ -539,10 +539,15 @@ cdef inline bint answers_node_ports(
 
 cdef int client_of(const Node *node, uint8_t family, const uint8_t *source) noexcept nogil:
     """Pod first: a node's address inside the pods' range cannot be told from a pod's."""
-    cdef uint8_t[16] padded
-    cdef int byte
     if in_ranges(node.pods, node.pod_count, source):
         return CLIENT_POD
+    return CLIENT_NODE if is_ours(node, family, source) else CLIENT_OTHER
+
+
+cdef bint is_ours(const Node *node, uint8_t family, const uint8_t *source) noexcept nogil:
+    """Whether this node sends from an address."""
+    cdef uint8_t[16] padded
+    cdef int byte
     memset(padded, 0, 16)
     memcpy(padded, source, 16 if family else 4)
     if family:
@@ -551,10 +556,10 @@ cdef int client_of(const Node *node, uint8_t family, const uint8_t *source) noex
                 break
         else:
             if padded[15] == 1:
-                return CLIENT_NODE
+                return True
     elif padded[0] == 127:
-        return CLIENT_NODE
-    return CLIENT_NODE if in_addresses(node.local, node.local_count, padded) else CLIENT_OTHER
+        return True
+    return in_addresses(node.local, node.local_count, padded)
 
 
 cdef inline uint8_t fate_of(const Treatment *treatment, const uint8_t *source) noexcept nogil:

@@ -1,10 +1,12 @@
-"""The other ways to move bytes, kept to be measured beside copying (tcp.pxi): bench/bench_relay.py.
+"""Moving bytes from one side to the other: by copying, by splicing, by zero copy.
 
-*Splice* moves pages between the sockets through a pipe for each direction. *Zero copy* reads into
-buffers of the flow's own and has the kernel send from them; each is free again when the error queue
-says so. Neither pays over a virtual wire: a received segment is copied or linked page by page into
-a pipe of at most 256 pages, and what is sent with MSG_ZEROCOPY to a socket of the same machine is
-copied after all (skb_orphan_frags_rx), with a notification to collect on top.
+*Copy* reads into the worker's buffer and sends from there: best for short messages. *Splice* moves
+pages between the sockets through a pipe that the worker lends: half the processor time for streams.
+*Adaptive*, what runs, copies until a read brings much at once, splices as long as reads do, and
+copies again. *Zero copy* reads into buffers of the flow's own and has the kernel send from them;
+each is free again when the error queue says so. It is there to be measured: what is sent with
+MSG_ZEROCOPY to a socket of the same machine is copied after all (skb_orphan_frags_rx), with a
+notification to collect on top. Figures: bench/README.md.
 """
 
 cdef extern from *:
@@ -43,80 +45,111 @@ cdef enum:
     BY_COPY
     BY_SPLICE
     BY_ZEROCOPY
+    BY_NEED
 
 cdef enum:
-    # fs.pipe-max-size as the kernel has it.
+    # A pipe has a slot for each piece of a page; 256 of them (1 MiB in pages, fs.pipe-max-size as
+    # the kernel has it) hold a buffer's worth also of pieces of 1,448 bytes.
     PIPE_BYTES = 1 << 20
+    SPARE_PIPES = 16
+    # BY_NEED: a read of so much makes a stream of it, one of less than the second ends that.
+    STREAM_BEGINS = 32768
+    STREAM_ENDS = 8192
     ZC_BUFFERS = 8
     # Below this, pinning pages costs more than copying them (the kernel's own documentation).
     ZC_LEAST = 10240
 
-# One direction of a flow: the pipe and what is in it, or the buffers and the sends they wait for.
-cdef struct Channel:
-    int pipe[2]
+# Lent by the worker for one move; kept by the side that did not take all, until it has.
+cdef struct Pipe:
+    int ends[2]
     uint32_t held
+    Pipe *next
+
+# Buffers for what goes to one side, and the sends that they wait for.
+cdef struct Channel:
     char *buffer[ZC_BUFFERS]
     bint busy[ZC_BUFFERS]
     uint32_t send_number[ZC_BUFFERS]
     uint32_t sends
 
-cdef struct BulkState:
+cdef struct ZeroCopy:
     # By the side that receives: the server's, the client's.
     Channel way[2]
 
 
-cdef bint bulk_begin(Worker *worker, Flow *flow) noexcept nogil:
-    """False: no memory or no descriptors; then the flow copies."""
-    cdef BulkState *bulk = <BulkState *>calloc(1, sizeof(BulkState))
-    cdef int way
-    if bulk == NULL:
-        return False
-    bulk.way[0].pipe[0] = bulk.way[1].pipe[0] = -1
-    flow.bulk = bulk
-    # A pipe can be full before the socket is empty: a short move proves nothing.
-    flow.client.read_on = flow.server.read_on = True
-    if worker.engine.bulk == BY_SPLICE:
-        for way in range(2):
-            if pipe2(bulk.way[way].pipe, O_NONBLOCK | O_CLOEXEC):
-                bulk_end(flow)
-                return False
-            fcntl(bulk.way[way].pipe[1], F_SETPIPE_SZ, PIPE_BYTES)
-    else:
-        way = 1
-        setsockopt(flow.client.handle.fd, SOL_SOCKET, SO_ZEROCOPY, &way, sizeof(way))
-        setsockopt(flow.server.handle.fd, SOL_SOCKET, SO_ZEROCOPY, &way, sizeof(way))
-    return True
+# --- copy --------------------------------------------------------------------------------------
 
-
-cdef void bulk_end(Flow *flow) noexcept nogil:
-    """The sockets are closed; pages that the kernel still sends from are its own references."""
-    cdef BulkState *bulk = flow.bulk
-    cdef int way, which
-    if bulk == NULL:
-        return
-    flow.bulk = NULL
-    for way in range(2):
-        if bulk.way[way].pipe[0] >= 0:
-            close_fd(bulk.way[way].pipe[0])
-            close_fd(bulk.way[way].pipe[1])
-        for which in range(ZC_BUFFERS):
-            free(bulk.way[way].buffer[which])
-    free(bulk)
-
-
-cdef inline Channel *channel_to(Side *sink) noexcept nogil:
-    return &sink.flow.bulk.way[0 if sink == &sink.flow.server else 1]
+cdef ssize_t copy_once(Worker *worker, Side *source, Side *sink) noexcept nogil:
+    cdef uint32_t most = worker.engine.buffer_bytes
+    cdef ssize_t got = recv(source.handle.fd, worker.buffer, most, 0)
+    if got > 0:
+        if <uint32_t>got < most and not source.read_on:
+            # Edge-triggered or not: a short read has emptied the socket.
+            source.readable = False
+        if got >= STREAM_BEGINS and worker.engine.bulk == BY_NEED:
+            source.streams = True
+        give(worker, sink, worker.buffer, got)
+    return got
 
 
 # --- splice ------------------------------------------------------------------------------------
 
+cdef Pipe *pipe_take(Worker *worker) noexcept nogil:
+    """An empty one; NULL: no memory or no descriptors."""
+    cdef Pipe *pipe = worker.pipes
+    if pipe != NULL:
+        worker.pipes = pipe.next
+        worker.pipe_count -= 1
+        return pipe
+    pipe = <Pipe *>calloc(1, sizeof(Pipe))
+    if pipe == NULL:
+        return NULL
+    if pipe2(pipe.ends, O_NONBLOCK | O_CLOEXEC):
+        free(pipe)
+        return NULL
+    # Not so large when fs.pipe-user-pages-soft is used up: it works all the same.
+    fcntl(pipe.ends[1], F_SETPIPE_SZ, PIPE_BYTES)
+    return pipe
+
+
+cdef void pipe_close(Pipe *pipe) noexcept nogil:
+    close_fd(pipe.ends[0])
+    close_fd(pipe.ends[1])
+    free(pipe)
+
+
+cdef void pipe_give_back(Worker *worker, Pipe *pipe) noexcept nogil:
+    if worker.pipe_count >= SPARE_PIPES:
+        pipe_close(pipe)
+        return
+    pipe.next = worker.pipes
+    worker.pipes = pipe
+    worker.pipe_count += 1
+
+
+cdef void pipe_drop(Worker *worker, Side *side) noexcept nogil:
+    """With what is in it."""
+    if side.pipe != NULL:
+        count(&worker.buffered, <uint64_t>0 - side.pipe.held)
+        pipe_close(side.pipe)
+        side.pipe = NULL
+
+
+cdef void close_pipes(Worker *worker) noexcept nogil:
+    cdef Pipe *pipe
+    while worker.pipes != NULL:
+        pipe = worker.pipes
+        worker.pipes = pipe.next
+        pipe_close(pipe)
+    worker.pipe_count = 0
+
+
 cdef bint pipe_out(Worker *worker, Side *sink) noexcept nogil:
-    """What is in the pipe, as far as the peer takes it; True: all."""
-    cdef Channel *channel = channel_to(sink)
+    """What is in its pipe, as far as the peer takes it; True: all, and the pipe is given back."""
+    cdef Pipe *pipe = sink.pipe
     cdef ssize_t taken
-    while channel.held:
-        taken = splice(channel.pipe[0], NULL, sink.handle.fd, NULL, channel.held,
-                       SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+    while pipe.held:
+        taken = splice(pipe.ends[0], NULL, sink.handle.fd, NULL, pipe.held, SPLICE_F_NONBLOCK)
         if taken <= 0:
             if taken < 0 and errno == EAGAIN:
                 watch_room(worker, sink)
@@ -124,24 +157,66 @@ cdef bint pipe_out(Worker *worker, Side *sink) noexcept nogil:
                 reset_by(worker, sink)
             return False
         count_bytes(sink.flow, sink, taken)
-        channel.held -= <uint32_t>taken
+        count(&worker.buffered, <uint64_t>0 - taken)
+        pipe.held -= <uint32_t>taken
+    sink.pipe = NULL
+    pipe_give_back(worker, pipe)
     return True
 
 
 cdef ssize_t splice_once(Worker *worker, Side *source, Side *sink) noexcept nogil:
-    """As recv answers; what came has gone on, or is in the pipe and the machine knows."""
+    """A short move proves nothing here: the pipe may have been full before the socket was empty."""
     cdef Flow *flow = source.flow
-    cdef ssize_t got = splice(source.handle.fd, NULL, channel_to(sink).pipe[1], NULL, PIPE_BYTES,
-                              SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
-    if got > 0:
-        channel_to(sink).held = <uint32_t>got
-        if not pipe_out(worker, sink) and flow.state.phase == OPEN:
-            act(worker, flow, EVENT_SERVER_FULL if sink == &flow.server else EVENT_CLIENT_FULL,
-                channel_to(sink).held)
+    cdef Pipe *pipe = pipe_take(worker)
+    cdef ssize_t got
+    cdef int problem
+    if pipe == NULL:
+        return copy_once(worker, source, sink)
+    got = splice(source.handle.fd, NULL, pipe.ends[1], NULL, worker.engine.buffer_bytes,
+                 SPLICE_F_NONBLOCK)
+    if got <= 0:
+        problem = errno
+        pipe_give_back(worker, pipe)
+        errno_set(problem)
+        return got
+    if got < STREAM_ENDS:
+        source.streams = False
+    pipe.held = <uint32_t>got
+    sink.pipe = pipe
+    count(&worker.buffered, got)
+    if not pipe_out(worker, sink) and flow.state.phase == OPEN:
+        act(worker, flow, EVENT_SERVER_FULL if sink == &flow.server else EVENT_CLIENT_FULL,
+            pipe.held)
     return got
 
 
 # --- zero copy ---------------------------------------------------------------------------------
+
+cdef bint zc_begin(Flow *flow) noexcept nogil:
+    """False: no memory; then it copies."""
+    cdef int on = 1
+    if flow.zero_copy == NULL:
+        flow.zero_copy = <ZeroCopy *>calloc(1, sizeof(ZeroCopy))
+        setsockopt(flow.client.handle.fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof(on))
+        setsockopt(flow.server.handle.fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof(on))
+    return flow.zero_copy != NULL
+
+
+cdef void zc_end(Flow *flow) noexcept nogil:
+    """The kernel holds references of its own to pages that it still sends from."""
+    cdef int way, which
+    if flow.zero_copy == NULL:
+        return
+    for way in range(2):
+        for which in range(ZC_BUFFERS):
+            free(flow.zero_copy.way[way].buffer[which])
+    free(flow.zero_copy)
+    flow.zero_copy = NULL
+
+
+cdef inline Channel *channel_to(Side *sink) noexcept nogil:
+    return &sink.flow.zero_copy.way[0 if sink == &sink.flow.server else 1]
+
 
 cdef void zc_collect(Side *sink) noexcept nogil:
     """Buffers whose sends are done are free again. Numbers wrap round: compared by distance."""
@@ -182,6 +257,8 @@ cdef ssize_t zc_once(Worker *worker, Side *source, Side *sink) noexcept nogil:
     got = recv(source.handle.fd, buffer, worker.engine.buffer_bytes, 0)
     if got <= 0:
         return got
+    if <uint32_t>got < worker.engine.buffer_bytes and not source.read_on:
+        source.readable = False
     if which >= 0 and got >= ZC_LEAST:
         taken = send(sink.handle.fd, buffer, got, MSG_NOSIGNAL | MSG_ZEROCOPY)
         if taken > 0:
@@ -200,19 +277,10 @@ cdef ssize_t zc_once(Worker *worker, Side *source, Side *sink) noexcept nogil:
 # --- which one ---------------------------------------------------------------------------------
 
 cdef ssize_t move_once(Worker *worker, Side *source, Side *sink) noexcept nogil:
-    """Some of what the source has sent, to the sink; answers as recv does about the source."""
-    cdef Flow *flow = source.flow
-    cdef ssize_t got
-    if worker.engine.bulk != BY_COPY and (flow.bulk != NULL or bulk_begin(worker, flow)):
-        if worker.engine.bulk == BY_SPLICE:
-            return splice_once(worker, source, sink)
+    """Some of what the source has sent, to the sink; answers as recv does about the source. What
+    the sink did not take is kept for it, and the machine knows."""
+    if source.streams or worker.engine.bulk == BY_SPLICE:
+        return splice_once(worker, source, sink)
+    if worker.engine.bulk == BY_ZEROCOPY and zc_begin(source.flow):
         return zc_once(worker, source, sink)
-    got = recv(source.handle.fd, worker.buffer, worker.engine.buffer_bytes, 0)
-    if got > 0:
-        give(worker, sink, worker.buffer, got)
-    return got
-
-
-cdef bint give_rest(Worker *worker, Side *sink) noexcept nogil:
-    """What is kept elsewhere than in the spill; True: nothing is, or all was taken."""
-    return worker.engine.bulk != BY_SPLICE or sink.flow.bulk == NULL or pipe_out(worker, sink)
+    return copy_once(worker, source, sink)

@@ -235,6 +235,7 @@ cdef void flow_begin(
 cdef void side_close(Worker *worker, Side *side, bint reset) noexcept nogil:
     if side.spill.data != NULL:
         spill_drop(worker, &side.spill)
+    pipe_drop(worker, side)
     if side.handle.fd < 0:
         return
     if reset:
@@ -247,7 +248,7 @@ cdef void flow_end(Worker *worker, Flow *flow, uint32_t acts) noexcept nogil:
     timer_stop(&flow.timer)
     side_close(worker, &flow.server, acts & ACT_RESET_SERVER)
     side_close(worker, &flow.client, acts & ACT_RESET_CLIENT)
-    bulk_end(flow)
+    zc_end(flow)
     if flow.endpoint != NULL:
         endpoint_release(flow.endpoint)
         flow.endpoint = NULL

@@ -1,15 +1,15 @@
 """What the relay uses of the C library and the kernel, and the few lines of C that macros need."""
 
 from libc.errno cimport (
-    E2BIG, EADDRNOTAVAIL, EAGAIN, ECONNABORTED, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, EINPROGRESS, EINTR, EMFILE,
-    ENETUNREACH, ENFILE, ENOBUFS, ENOMEM, ENOENT, EPERM, EPIPE, ETIMEDOUT, errno,
+    EADDRNOTAVAIL, EAGAIN, ECONNABORTED, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, EINPROGRESS,
+    EINTR, EMFILE, ENETUNREACH, ENFILE, ENOBUFS, ENOMEM, EPERM, EPIPE, ETIMEDOUT, errno,
 )
 from libc.stddef cimport size_t
 from libc.stdint cimport (
     INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memcmp, memcpy, memset
 
 cdef extern from *:
     """
@@ -68,6 +68,8 @@ cdef extern from *:
 
     /* netfilter's own header names both the same number, but drags in half of the kernel's net/. */
     #define KP_ORIGINAL_DST 80
+
+    static inline void kp_errno(int problem) { errno = problem; }
 
     static inline int64_t kp_now(void) {
         struct timespec at;
@@ -131,6 +133,7 @@ cdef extern from *:
     bint let_go "kp_let_go"(uint32_t *at) noexcept nogil
     const int ORIGINAL_DST "KP_ORIGINAL_DST"
     int64_t now_ns "kp_now"() noexcept nogil
+    void errno_set "kp_errno"(int problem) noexcept nogil
 
     ctypedef long ssize_t
     ctypedef unsigned int socklen_t

@@ -73,6 +73,7 @@ cdef int worker_init(Worker *worker, Engine *engine, uint32_t index) noexcept no
 cdef void worker_close(Worker *worker) noexcept nogil:
     """Its descriptors; it runs no more."""
     close_spares(worker)
+    close_pipes(worker)
     if worker.wake.fd >= 0:
         close_fd(worker.wake.fd)
     if worker.epoll >= 0:

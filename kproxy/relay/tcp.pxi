@@ -8,7 +8,7 @@ to write is watched from the first time that there was none.
 
 cdef enum:
     # What one event may move before others have their turn.
-    MOST_ROUNDS = 16
+    MOST_ROUNDS = 8
     SPARE_FLOWS = 1024
 
 cdef extern from *:
@@ -130,7 +130,7 @@ cdef void flush(Worker *worker, Side *sink) noexcept nogil:
         if spill.data != NULL:
             watch_room(worker, sink)
             return
-    if give_rest(worker, sink):
+    if sink.pipe == NULL or pipe_out(worker, sink):
         act(worker, flow, EVENT_SERVER_TOOK if sink == &flow.server else EVENT_CLIENT_TOOK, 0)
 
 
@@ -168,8 +168,6 @@ cdef void pull(Worker *worker, Side *source) noexcept nogil:
         if got > 0:
             if source == &flow.server:
                 flow.answered = True
-            if <uint32_t>got < worker.engine.buffer_bytes and not source.read_on:
-                source.readable = False
         elif got == 0:
             source.readable = False
             act(worker, flow,

@@ -9,13 +9,14 @@ wants of a worker, it asks by a :c:type:`Task`, which the worker runs between tw
 """
 
 cdef struct Affinity
-cdef struct BulkState
 cdef struct Engine
 cdef struct Flow
 cdef struct Listener
+cdef struct Pipe
 cdef struct Service
 cdef struct Task
 cdef struct Worker
+cdef struct ZeroCopy
 # Those of udp.pxi.
 cdef struct UdpListener
 cdef struct UdpService
@@ -192,8 +193,11 @@ cdef struct Side:
     uint8_t readable
     uint8_t read_on
     uint8_t watches_room
-    # What came from the other side for this one.
+    # It sends much at once: pages are moved, not bytes (bulk.pxi).
+    uint8_t streams
+    # What came from the other side for this one and was not taken: bytes, and pages after them.
     Spill spill
+    Pipe *pipe
 
 cdef struct FlowState:
     uint8_t phase
@@ -224,8 +228,8 @@ cdef struct Flow:
     Address peer
     # USE_ORIGINAL: where to.
     Address original
-    # SPLICE and ZEROCOPY only.
-    BulkState *bulk
+    # Of bulk.pxi, where that is measured.
+    ZeroCopy *zero_copy
 
 # --- workers ---
 
@@ -289,6 +293,9 @@ cdef struct Worker:
     Flow *free_flows
     uint32_t free_count
     Listener *dead_listeners
+    # Empty ones, to lend.
+    Pipe *pipes
+    uint32_t pipe_count
     # Unconnected sockets with their options set, by whether the family is AF_INET6.
     int spare[2][SPARES]
     uint32_t spares[2]

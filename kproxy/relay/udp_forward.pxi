@@ -152,13 +152,12 @@ cdef void forward(Worker *worker, Session *session) noexcept nogil:
     piece = session.waiting.first
     session.waiting.first = session.waiting.last = NULL
     session.touched = False
-    hold(&service.refs)
+    # The service outlives the session: its listener, whose batch this is, has a reference.
     dropped = send_up(worker, session, piece)
     count(&service.datagrams_in, number)
     count(&service.bytes_in, size)
     if dropped:
         count(&service.datagrams_dropped, dropped)
-    service_release(service)
     if session.handle.fd < 0:
         return
     count(&session.endpoint.bytes_in, size)

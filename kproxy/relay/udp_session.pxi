@@ -17,6 +17,9 @@ cdef void session_keep(
 ) noexcept nogil:
     """In place of the one before. Nothing is kept when memory for that is used up: the datagram is
     then lost if its endpoint refuses it, as datagrams are."""
+    if session.kept != NULL and session.kept_size == size:
+        memcpy(session.kept, data, size)
+        return
     session_unkeep(own, session)
     if own.kept + size > MOST_KEPT:
         return

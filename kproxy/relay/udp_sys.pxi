@@ -12,8 +12,8 @@ cdef extern from *:
     #include <sys/syscall.h>
     #include <sys/uio.h>
 
-    /* The calls themselves. glibc's make each a point where the thread may be cancelled, which costs
-       two atomic operations a call, and nobody cancels ours. */
+    /* The calls themselves. With glibc's, each is a point where the thread may be cancelled, at the
+       cost of two atomic operations; nobody cancels ours. */
     #define kp_recvmmsg(fd, messages, most) \\
         ((int)syscall(SYS_recvmmsg, (fd), (messages), (most), MSG_DONTWAIT, NULL))
     #define kp_sendmmsg(fd, messages, size) \\

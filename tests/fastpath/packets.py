@@ -37,7 +37,9 @@ def udp(sport: int, dport: int, data: bytes = b"ask") -> bytes:
     return sport.to_bytes(2) + dport.to_bytes(2) + (8 + len(data)).to_bytes(2) + b"\0\0" + data
 
 
-def sctp(sport: int, dport: int, chunk: int = 1, *, tag: int = 7, data: bytes = b"\0" * 16) -> bytes:
+def sctp(
+    sport: int, dport: int, chunk: int = 1, *, tag: int = 7, data: bytes = b"\0" * 16
+) -> bytes:
     body = bytes((chunk, 0)) + (4 + len(data)).to_bytes(2) + data
     return sport.to_bytes(2) + dport.to_bytes(2) + tag.to_bytes(4) + bytes(4) + body
 

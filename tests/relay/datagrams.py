@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 
+import pytest
+
 from kproxy._relay import Relay
 from kproxy.core.objects import Family
 from kproxy.kernel.netlink import open_route
@@ -37,6 +39,9 @@ ANY = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}
 SOCKET = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 Place = tuple[str, int]
+
+#: A test in both families; its argument is ``family``.
+families = pytest.mark.parametrize("family", list(Family), ids=lambda family: f"ipv{family.value}")
 
 
 @dataclass

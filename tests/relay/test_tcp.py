@@ -1,4 +1,4 @@
-"""TCP in the relay: who is served by whom, what is counted and told, what a successor takes over."""
+"""TCP in the relay: who is served by whom, what is counted and told, what a successor gets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def served_by(lab: Lab, client: socket.socket) -> int:
     """Which endpoint got the connection that was made last; both ends are closed."""
     client.sendall(b"?")
     client.shutdown(socket.SHUT_WR)
-    for number, endpoint in enumerate(lab.endpoints):
+    for endpoint in lab.endpoints:
         endpoint.setblocking(False)
     found: list[int] = []
 
@@ -443,7 +443,7 @@ def test_served_before_start(relays: ModuleType):
         {"ladder": (-1.0,)},
         {"idle_seconds": float("nan")},
         {"buffer_bytes": 100},
-        {"bulk": 3},
+        {"bulk": 4},
     ],
     ids=str,
 )
@@ -534,9 +534,7 @@ def test_proxy_header(relays: ModuleType, host: str, early: bytes):
         server, _ = endpoint.accept()
         server.settimeout(PATIENCE)
         stack.enter_context(server)
-        addresses = [
-            socket.inet_pton(family, each[0]) for each in (client.getsockname(), place)
-        ]
+        addresses = [socket.inet_pton(family, each[0]) for each in (client.getsockname(), place)]
         ports = struct.pack(">HH", client.getsockname()[1], place[1])
         body = b"".join(addresses) + ports
         kind = b"\x21\x21" if family == socket.AF_INET6 else b"\x21\x11"
@@ -612,7 +610,7 @@ def test_original_elsewhere(relays: ModuleType, redirected: Lab):
 # --- the other ways to move bytes ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bulk", ["COPY", "SPLICE", "ZEROCOPY"])
+@pytest.mark.parametrize("bulk", ["COPY", "SPLICE", "ZEROCOPY", "ADAPTIVE"])
 @pytest.mark.parametrize("end", ["client", "server"])
 def test_bulk(relays: ModuleType, bulk: str, end: str):
     """Whichever way they go, all bytes arrive once and in order, and the end after them."""

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from kproxy.core.objects import Family
+from kproxy.core.objects import Family, PortName
 from kproxy.core.twin import states
 from kproxy.core.twin.values import (
     TICKS_PER_SECOND,
@@ -88,7 +88,9 @@ def set_node(engine: Engine, node: NodeTable) -> None:
 def make_engine(settings: EngineSettings, kind: type[Engine] | None = None) -> Engine:
     """An engine without services; ``kind`` is the class of another build."""
     if kind is None:
-        from kproxy._fastpath import Engine as kind
+        from kproxy._fastpath import Engine
+
+        kind = Engine
     return kind(
         flow_key=settings.flow_key,
         seed=settings.seed,
@@ -113,3 +115,34 @@ def commit(
     )
 
 
+class Numbers:
+    """The numbers by which an engine knows its services, both families'.
+
+    One is given out again only after the engine has forgotten all of its service's endpoints, since
+    flows that drain still count for it.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._given: dict[tuple[Family, PortName], int] = {}
+        self._free: list[int] = []
+        self._next = 0
+
+    def give(self, family: Family, name: PortName) -> int:
+        """The number of a service port; a new one if it has none."""
+        key = family, name
+        if key not in self._given:
+            for place, number in enumerate(self._free):
+                if not self._engine.known(number):
+                    self._given[key] = self._free.pop(place)
+                    break
+            else:
+                self._given[key] = self._next
+                self._next += 1
+        return self._given[key]
+
+    def take(self, family: Family, name: PortName) -> int:
+        """Back, of one that is gone; returns it."""
+        number = self._given.pop((family, name))
+        self._free.append(number)
+        return number

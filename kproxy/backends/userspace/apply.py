@@ -148,9 +148,19 @@ class UserspaceBackend:
             self._hold(ports)
 
     def _relaying(self) -> Relaying:
+        return self._with(self.relay.running())
+
+    def _relaying_of(self, patch: Patch) -> Relaying:
+        """As far as a patch is concerned."""
+        if patch.read is not None:
+            return self._relaying()
         running = self.relay.running()
+        names = (*patch.names, *[service.name for service in patch.put])
+        return self._with({name: running[name] for name in names if name in running})
+
+    def _with(self, serving: Mapping[PortName, Standing]) -> Relaying:
         return Relaying(
-            serving={name: _serving(each) for name, each in running.items()},
+            serving={name: _serving(each) for name, each in serving.items()},
             held=self.relay.held,
             refused=frozenset((*self._fronts, *self._node_ports)),
         )
@@ -195,7 +205,7 @@ class UserspaceBackend:
         if patch.read is not None:
             self.relay.remember(ports_in(patch.read.rules))
         self._open(patch)
-        relaying = self._relaying()
+        relaying = self._relaying_of(patch)
         lines = self._lines_of(patch, relaying)
         counter = self._write(self._rules(patch, relaying, lines), lines)
         # After the rules: route_localnet without the guard would open 127.0.0.1 to neighbours.
@@ -264,7 +274,8 @@ class UserspaceBackend:
         if patch.read is not None:
             return rules_between(patch.desired, relaying, patch.read.rules)
         old = {name: self._lines[name] for name in lines if name in self._lines}
-        return lines_between(lines, old, lambda: rows_of(patch.desired.blocks.values(), relaying))
+        blocks = patch.desired.blocks.values()
+        return lines_between(lines, old, lambda: rows_of(blocks, self._relaying()), patch.guard)
 
     def _write(self, rules: RulesPatch, lines: Mapping[PortName, tuple[Line, ...]]) -> Tally:
         counter = Tally()

@@ -1,8 +1,8 @@
 """What one process hands to the next so that no connection is refused in between. Values.
 
 An :class:`Estate` is all that a relay of one family serves and holds, with descriptors where there
-are sockets. :class:`Words` are said last, when the old relay takes nothing more: who is bound to
-which endpoint.
+are sockets. :class:`Words` are said of each service when the old relay takes nothing more for it:
+who is bound to which endpoint.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Estate(Value, frozen=True):
         return (*fronts, *[fd for held in self.node_ports for fd in held.fds])
 
 
-class ServiceWords(Value, frozen=True):
+class Words(Value, frozen=True):
     """Of one service port: (client, endpoint address, endpoint port, seconds since its last
     connection), and UDP sessions as (client address, client port, endpoint address, endpoint
     port)."""
@@ -59,13 +59,6 @@ class ServiceWords(Value, frozen=True):
     name: PortName
     affinities: tuple[tuple[str, str, int, float], ...] = ()
     sessions: tuple[tuple[str, int, str, int], ...] = ()
-
-
-class Words(Value, frozen=True):
-    """Of one family: the services of which there is something to say."""
-
-    family: Family
-    services: tuple[ServiceWords, ...] = ()
 
 
 class Counters(Value, frozen=True):

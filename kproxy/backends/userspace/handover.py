@@ -6,17 +6,17 @@
     Hello ------------------------------> stops syncing
           <------- Part … Part, Complete  (sockets; it serves on)
     gets ready: services, endpoints
-    Ready ------------------------------> takes nothing more; connections wait in the sockets
-          <------ Words … Words, Parting  (who is bound to what; the lock of the state directory)
-    serves
+    Ready ------------------------------> takes nothing more of one service after the other
+          <-------- LastWords … LastWords (who is bound to what: from here on the new one serves it)
+          <---------------------- Parting (the lock of the state directory)
     Serving ----------------------------> lets go of everything but its flows
           <------------------------ Done  (its servers' ports are free)
 
 Until it has heard Serving the old process can go on as if nothing had been, and does so when the
 new one breaks off. A new process that does not hear Done ends, unless the old one has.
 
-The sockets never close, so nobody is refused at any point; in between the Ready and the Serving,
-some milliseconds, new connections wait.
+The sockets never close, so nobody is refused at any point; new connections of a service wait for
+the time that its last words take.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -32,8 +32,9 @@ from typing import Self
 from msgspec.msgpack import Decoder
 from msgspec.structs import replace as _replace
 
+from kproxy.backends.userspace.bequest import Lender, close_all
 from kproxy.backends.userspace.door import RelayDoor
-from kproxy.backends.userspace.estate import Estate, Figures, Lent, LentPort, ServiceWords, Words
+from kproxy.backends.userspace.estate import Estate, Figures, Lent, LentPort, Words
 from kproxy.backends.userspace.wire import MOST_FDS, PATIENCE, Line
 from kproxy.core.objects import Family, Value
 from kproxy.errors import KernelError, UsageError
@@ -93,13 +94,14 @@ class Ready(Value, frozen=True, tag=True):
 
 
 class LastWords(Value, frozen=True, tag=True):
-    """Some of what is known of clients."""
+    """What is known of one service's clients; we take nothing more for it."""
 
+    family: Family
     words: Words
 
 
 class Parting(Value, frozen=True, tag=True):
-    """We take nothing more. The lock of the state directory comes with it."""
+    """That was all. The lock of the state directory comes with it."""
 
 
 class Serving(Value, frozen=True, tag=True):
@@ -160,25 +162,24 @@ def hand_over(line: Line, doors: Sequence[RelayDoor], lock: int) -> None:
     ``lock`` is the descriptor of the state directory's lock. Afterwards only flows are left here;
     :func:`done` is to be called when the rest is free.
     """
-    words: list[Words] | None = None
+    lenders = [Lender(door) for door in doors]
     try:
-        for door in doors:
-            for part in parts(door.lend()):
+        for lender in lenders:
+            for part in parts(lender.lend()):
                 line.say(Part(part), part.fds)
         line.say(Complete())
         line.heard(_READY)
-        words = [door.quiet() for door in doors]
-        for said in words:
-            for one in said.services:
-                line.say(LastWords(Words(said.family, (one,))))
+        for lender in lenders:
+            for words in lender.quiet():
+                line.say(LastWords(lender.family, words))
         line.say(Parting(), [lock])
         line.heard(_SERVING)
     except BaseException:
-        for number, door in enumerate(doors):
-            door.resume(words[number] if words is not None else None)
+        for lender in lenders:
+            lender.resume()
         raise
-    for door in doors:
-        door.give_up()
+    for lender in lenders:
+        lender.give_up()
 
 
 def done(line: Line) -> None:
@@ -252,18 +253,16 @@ class Predecessor:
                     hint="stop it first",
                 )
 
-    def parting(self) -> tuple[dict[Family, Words], int]:
-        """We are ready: its last words by family, and the lock of the state directory."""
+    def parting(self, take: Callable[[Family, Words], None]) -> int:
+        """We are ready: ``take`` is called with its last words of each service, which is ours to
+        serve then. Returns the lock of the state directory."""
         self._line.say(Ready())
-        found: dict[Family, list[ServiceWords]] = {}
         while True:
             said, fds = self._line.hear(_LAST)
             if isinstance(said, LastWords):
-                found.setdefault(said.words.family, []).extend(said.words.services)
+                take(said.family, said.words)
             elif len(fds) == 1:
-                return {family: Words(family, tuple(each)) for family, each in found.items()}, fds[
-                    0
-                ]
+                return fds[0]
             else:
                 raise KernelError("the lock of the state directory did not come", where=self._where)
 
@@ -302,8 +301,7 @@ def ask(folder: Path) -> tuple[Figures, ...] | None:
 def with_fds(estate: Estate, fds: Sequence[int]) -> Estate:
     """The same with our numbers of the descriptors. KernelError when their number differs."""
     if len(fds) != len(estate.fds):
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         raise KernelError(f"{len(fds)} descriptors came instead of {len(estate.fds)}")
     given = iter(fds)
 
@@ -316,12 +314,6 @@ def with_fds(estate: Estate, fds: Sequence[int]) -> Estate:
     ]
     ports = [LentPort(held.port, ours(held.fds)) for held in estate.node_ports]
     return Estate(estate.family, tuple(services), tuple(ports))
-
-
-def close_all(estate: Estate) -> None:
-    """Close the descriptors of one that nobody wants."""
-    for fd in estate.fds:
-        os.close(fd)
 
 
 def _joined(parts: Sequence[Estate]) -> Estate:

@@ -77,7 +77,8 @@ def service_of(plan: PortPlan, settings: NodeSettings) -> Service | None:
     if not uses and node_port is None:
         return None
     everyone = (*sets.all, *sets.spared) if uses else ()
-    index = {(end.ip, end.port): number for number, end in enumerate(everyone)}
+    places = dict.fromkeys((end.ip, end.port) for end in everyone)
+    index = {place: number for number, place in enumerate(places)}
     return Service(
         name=plan.name,
         endpoints=tuple(index),

@@ -122,7 +122,10 @@ class Twin:
             return
         table = service.table
         for way in table.ways:
-            self.ways.pop((table.family, way.address, way.port, table.protocol), None)
+            key = table.family, way.address, way.port, table.protocol
+            # Another service may have it by now.
+            if self.ways.get(key, (None,))[0] == number:
+                del self.ways[key]
 
     def _endpoint(self, number: int, place: bytes) -> Endpoint:
         known = self.endpoints[number]
@@ -137,6 +140,21 @@ class Twin:
             self.serials += 1
             endpoint.serial = self.serials
             endpoint.until = now // TICK + self.settings.drain_seconds * TICKS_PER_SECOND
+
+    def reap(self) -> int:
+        """Forget endpoints that are gone and have no flow; how many are left with some."""
+        left = 0
+        for number, places in list(self.endpoints.items()):
+            for place, endpoint in list(places.items()):
+                if endpoint.until is None:
+                    continue
+                if endpoint.references:
+                    left += 1
+                else:
+                    del places[place]
+            if not places and number not in self.services:
+                del self.endpoints[number]
+        return left
 
     # --- packets --------------------------------------------------------------------------------
 
@@ -346,8 +364,16 @@ class Twin:
         node = self.nodes[family]
         if any(range_.holds(source) for range_ in node.pods):
             return ClientKind.POD
-        loopback = source[0] == _LOOPBACK4 if family is Family.IPV4 else source == _LOOPBACK6
-        return ClientKind.NODE if loopback or source in node.local else ClientKind.OTHER
+        return ClientKind.NODE if self._ours(node, source) else ClientKind.OTHER
+
+    def _arrives(self, node: NodeTable, source: bytes, address: bytes) -> bool:
+        return address in node.local and not self._ours(node, source)
+
+    @staticmethod
+    def _ours(node: NodeTable, source: bytes) -> bool:
+        """Whether this node sends from an address."""
+        loopback = source[0] == _LOOPBACK4 if len(source) == 4 else source == _LOOPBACK6
+        return loopback or source in node.local
 
     @staticmethod
     def _fate(plan: _Plan, source: bytes) -> Reason | None:
@@ -427,12 +453,15 @@ class Twin:
         """The tuple of the answers; None when no port is left.
 
         An endpoint that reaches itself would answer itself directly, past us: it is always hidden.
+        Who comes from elsewhere to an endpoint that is this node itself is not: what arrives here
+        does not pass the hook where the other modes masquerade.
         A client that is seen keeps its port as well, unless the same one already comes in by
         another way to the same endpoint: then the port is moved, as the kernel does.
         """
         family = Family.IPV4 if len(there.source) == 4 else Family.IPV6
         node, flows = self.nodes[family], self.flows[family]
         ends = (member.port, there.ports[0])
+        masquerade = masquerade and not self._arrives(node, there.source, member.address)
         if not (masquerade or member.address == there.source):
             back = Tuple(member.address, there.source, ends, there.protocol)
             found = flows.find(back)

@@ -37,6 +37,8 @@ class Affinities:
 
     def keep(self, service: int, client: bytes, endpoint: Endpoint, tick: int) -> None:
         key = service, client
+        if not self.limit:
+            return
         if self.entries.pop(key, None) is None and len(self.entries) >= self.limit:
             del self.entries[next(iter(self.entries))]
         self.entries[key] = _Pinned(endpoint, endpoint.serial, tick)
@@ -71,6 +73,8 @@ class Fragments:
 
     def keep(self, parsed: Parsed, flow: Flow | None, way: Direction, tick: int) -> None:
         key, until = self._key(parsed), tick + FRAGMENT_SECONDS * TICKS_PER_SECOND
+        if not self.limit:
+            return
         if key not in self.entries and len(self.entries) >= self.limit:
             del self.entries[next(iter(self.entries))]
         self.entries[key] = Datagram(flow, way, until)

@@ -137,6 +137,8 @@ def _icmp_check(
     # ICMPv6 sums with the addresses (RFC 4443 section 2.3), ICMP does not.
     old_ends = parsed.source + parsed.destination if parsed.family is Family.IPV6 else b""
     new_ends = ends if parsed.family is Family.IPV6 else b""
+    if partial and not old_ends:
+        return
     if partial:
         check = 0xFFFF ^ arithmetic.update_range(0xFFFF ^ check, old_ends, new_ends)
     else:

@@ -64,7 +64,7 @@ class Workspace:
 
     def close(self) -> None:
         self.remove_namespaces()
-        shutil.rmtree(self.path)
+        _remove(self.path)
         os.close(self._lock)
 
 
@@ -79,6 +79,16 @@ def _lock(path: Path, *, wait: bool = False) -> int:
     return fd
 
 
+def _remove(path: Path) -> None:
+    """The lock goes with the directory: from then on two may be at it, the run and a sweep."""
+
+    def fails(function: object, name: str, error: tuple[type, BaseException, object]) -> None:
+        if not isinstance(error[1], FileNotFoundError):
+            raise error[1]
+
+    shutil.rmtree(path, onerror=fails)
+
+
 def sweep(root: Path = ROOT) -> None:
     """Clear up after runs that ended without doing so themselves."""
     for path in root.iterdir():
@@ -88,10 +98,12 @@ def sweep(root: Path = ROOT) -> None:
             lock = _lock(path)
         except BlockingIOError:
             continue  # in use
+        except FileNotFoundError:
+            continue  # its run has just ended
         try:
             names = path / _NAMESPACES
             for name in names.read_text().split() if names.exists() else ():
                 netns.remove(name)
-            shutil.rmtree(path)
+            _remove(path)
         finally:
             os.close(lock)

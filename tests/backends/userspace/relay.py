@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from kproxy.backends.userspace.door import Standing
 from kproxy.backends.userspace.plan import Front, NodePort, Service
 from kproxy.core.objects import PortName
+from kproxy.core.policy import Use
 
 
 class FakeRelay:
@@ -25,6 +26,7 @@ class FakeRelay:
         self.before: dict[Front, int] = {}
         self._next = 40000
         self._services: dict[PortName, Service] = {}
+        self._standing: dict[PortName, Standing] = {}
         self._ports: dict[Front, int] = {}
         self._held: set[NodePort] = set()
 
@@ -32,14 +34,18 @@ class FakeRelay:
     def held(self) -> frozenset[NodePort]:
         return frozenset(self._held)
 
-    def running(self) -> dict[PortName, Standing]:
-        return {
-            name: Standing(service, self._ports_of(name))
-            for name, service in self._services.items()
-        }
+    def running(self) -> Mapping[PortName, Standing]:
+        return self._standing
 
-    def _ports_of(self, name: PortName) -> dict[object, int]:
-        return {front.use: port for front, port in self._ports.items() if front.name == name}
+    def _settle(self, name: PortName) -> None:
+        service = self._services.get(name)
+        if service is None:
+            self._standing.pop(name, None)
+            return
+        ports = {use: self._ports.get(Front(name, use), 0) for use in Use}
+        stand = tuple(use for use in service.uses if ports[use])
+        open_ = {use: port for use, port in ports.items() if port}
+        self._standing[name] = Standing(replace(service, uses=stand), open_)
 
     def remember(self, ports: Mapping[Front, int]) -> None:
         self.before.update(ports)
@@ -55,13 +61,13 @@ class FakeRelay:
                     refused[front.name] = f"no port for {front.use}"
                 else:
                     self._ports[front] = self._port(front)
-            stand = tuple(use for use in service.uses if Front(service.name, use) in self._ports)
-            self._services[service.name] = replace(service, uses=stand)
+            self._services[service.name] = service
+            self._settle(service.name)
         return refused
 
     def _port(self, front: Front) -> int:
         before = self.before.pop(front, 0)
-        if before and before not in self._ports.values():
+        if before:
             return before
         self._next += 1
         return self._next
@@ -70,12 +76,15 @@ class FakeRelay:
         for front in fronts:
             self.said.append(("shut", front))
             self._ports.pop(front, None)
+            self._settle(front.name)
 
     def drop(self, names: Iterable[PortName]) -> None:
         for name in names:
             self.said.append(("drop", name))
             self._services.pop(name, None)
-            self._ports = {one: port for one, port in self._ports.items() if one.name != name}
+            for use in Use:
+                self._ports.pop(Front(name, use), None)
+            self._settle(name)
 
     def hold(self, ports: Iterable[NodePort]) -> dict[NodePort, str]:
         refused = {}
@@ -93,4 +102,4 @@ class FakeRelay:
             self._held.discard(port)
 
     def close(self) -> None:
-        self._services, self._ports, self._held = {}, {}, set()
+        self._services, self._standing, self._ports, self._held = {}, {}, {}, set()

@@ -57,11 +57,11 @@ class Batch:
         """The number of the service that the packet belongs to."""
 
 class Engine:
-    """The packet engine: what kproxy.core.twin.engine.Twin says, a batch at a time, without the GIL.
+    """The packet engine: what kproxy.core.twin.engine.Twin says, a batch at a time, with no GIL.
 
     One for all queues and both families. A lock is held for one batch, and for the moment in which
-    new tables are put in force: packets see the old or the new ones. Tables are set by one thread at
-    a time; all else may be called from any. kproxy.backends.fastpath.tables packs what is told.
+    new tables are put in force: packets see the old or the new ones. Tables are set by one thread
+    at a time; all else may be called from any. kproxy.backends.fastpath.tables packs what is told.
 
     ValueError for bytes that hold no table, OverflowError when there is no room for more; nothing
     has changed then.

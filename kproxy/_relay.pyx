@@ -146,7 +146,7 @@ cdef class Relay:
         if not 1 <= len(ladder) <= MOST_TRIES:
             raise ValueError(f"a ladder has 1 to {MOST_TRIES} rungs, this one {len(ladder)}")
         if not EARLY_BYTES <= buffer_bytes <= 1 << 26:
-            raise ValueError(f"{buffer_bytes} buffer_bytes: {EARLY_BYTES} to {1 << 26} are possible")
+            raise ValueError(f"{buffer_bytes} buffer_bytes: {EARLY_BYTES} to {1 << 26} are fine")
         if bulk not in (COPY, SPLICE, ZEROCOPY, ADAPTIVE):
             raise ValueError(f"bulk {bulk} is none of COPY, SPLICE, ZEROCOPY, ADAPTIVE")
         self.services = {}

@@ -182,11 +182,8 @@ def _ipvs(family: Family) -> str:
 
 
 def _userspace(family: Family) -> str:
-    tool = "iptables" if family is Family.IPV4 else "ip6tables"
-    rule = ["PREROUTING", "-p", "tcp", "--dport", "1", "-j", "REDIRECT", "--to-ports", "2"]
-    command.run([tool, "-w", "5", "-t", "nat", "-A", *rule])
-    command.run([tool, "-w", "5", "-t", "nat", "-D", *rule])
-    return "REDIRECT rules load"
+    registry.create(registry.parse("userspace"), family).probe()
+    return "rules of every kind it uses load"
 
 
 def _fastpath(family: Family) -> str:

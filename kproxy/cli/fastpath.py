@@ -147,6 +147,7 @@ def _run(machine: Replay, capture: str, result: str, *, verbose: bool) -> int:
     heads: list[bytes] = [b""]
     count = 0
     with reader, writer:
+        writer.write_header(None)
         for step in machine.run(_packets(reader, LINKS[link], heads)):
             count = max(count, step.number)
             if verbose:

@@ -134,14 +134,18 @@ cdef bint find_port(
     const uint8_t *hidden, uint32_t first_port, uint32_t last_port, uint64_t word, uint32_t tick,
     const View *view, Key *back, uint32_t *tag,
 ) noexcept nogil:
-    """A free port in ``back``; if there is none, that of the flow which ended first."""
+    """A free port in ``back``; if there is none, that of the flow which ended first, else of the
+    oldest that is unconfirmed."""
     cdef uint32_t size = last_port - first_port + 1
     cdef uint32_t start = <uint32_t>((word >> 32) % size)
-    cdef uint32_t step, port, taken = 0, bytes_ = 40 if family else 16
+    cdef uint32_t step, port, bytes_ = 40 if family else 16
+    cdef uint32_t[2] taken
+    cdef Flow *oldest[2]   # by list
+    cdef uint8_t which
     cdef uint8_t *dport = <uint8_t *>back.words + bytes_ - 6
     cdef Flow *found
-    cdef Flow *oldest = NULL
     cdef int way
+    oldest[LIST_UNCONFIRMED] = oldest[LIST_ENDED] = NULL
     put_key(
         back, family, entry.address, hidden, entry.port, 0,
         (<const uint8_t *>there.words)[bytes_ - 4],
@@ -161,13 +165,15 @@ cdef bint find_port(
         if tick >= found.deadline:
             flow_remove(engine, flows, found)
             return True
-        if list_of(found.state) == LIST_ENDED:
-            if oldest == NULL or found.deadline < oldest.deadline:
-                oldest = found
-                taken = port
-    if oldest == NULL:
+        which = list_of(found.state)
+        if which != LIST_NONE:
+            if oldest[which] == NULL or found.deadline < oldest[which].deadline:
+                oldest[which] = found
+                taken[which] = port
+    which = LIST_ENDED if oldest[LIST_ENDED] != NULL else LIST_UNCONFIRMED
+    if oldest[which] == NULL:
         return False
-    flow_remove(engine, flows, oldest)
-    put_big16(dport, taken)
+    flow_remove(engine, flows, oldest[which])
+    put_big16(dport, taken[which])
     tag[0] = <uint32_t>key_hash(&engine.flow_key, back, family)
     return True

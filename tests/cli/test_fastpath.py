@@ -26,6 +26,7 @@ def services(tmp_path: Path) -> Path:
 
 def write(path: Path, packets: list[bytes], link: int = 1, head: bytes = ETHERNET) -> Path:
     with RawPcapWriter(str(path), linktype=link) as writer:
+        writer.write_header(None)
         for number, packet in enumerate(packets):
             writer.write_packet(head + packet, sec=1000 + number, usec=7)
     return path

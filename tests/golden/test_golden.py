@@ -16,6 +16,7 @@ from kproxy.backends.iptables import chains
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.host import Machine
 from kproxy.backends.ipvs import text as ipvs_text
+from kproxy.backends.userspace import text as userspace_text
 from kproxy.backends.xtables.rules import Table
 from kproxy.config import config_from_mapping
 from kproxy.core.decode import decode_objects
@@ -77,11 +78,15 @@ class Computed:
         """All parts that IPVS mode puts in force."""
         return "".join(ipvs_text.text(self.snapshots[family]))
 
+    def userspace(self, family: Family) -> str:
+        """What the relay serves, and the rules that lead to it."""
+        return "".join(userspace_text.text(self.snapshots[family]))
+
     def shown(self, family: Family) -> dict[str, str]:
         """What depends on services -> the section for it."""
         number = int(family)
-        if self.mode == "ipvs":
-            return {f"ipvs{number}": "".join(map(str, self.snapshots[family].ports))}
+        if self.mode in ("ipvs", "userspace"):
+            return {f"{self.mode}{number}": "".join(map(str, self.snapshots[family].ports))}
         return {
             f"{table}{number}": "".join(
                 row
@@ -104,6 +109,8 @@ SECTIONS: dict[str, Callable[[Computed], str]] = {
     "all6": lambda made: made.all(Family.IPV6),
     "ipvs4": lambda made: made.ipvs(Family.IPV4),
     "ipvs6": lambda made: made.ipvs(Family.IPV6),
+    "userspace4": lambda made: made.userspace(Family.IPV4),
+    "userspace6": lambda made: made.userspace(Family.IPV6),
     "refused": Computed.refused,
 }
 INPUTS = ("config", "objects")

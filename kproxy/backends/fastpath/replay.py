@@ -26,8 +26,8 @@ _LOOK = 10_000_000
 
 class Step(Value, frozen=True):
     """What became of one packet. ``number`` counts those that went in from 1, 0 stands for a first
-    SYN that was sent again; ``time`` is nanoseconds; ``packet`` is what came out (as it went in, for
-    PASS and DROP)."""
+    SYN that was sent again; ``time`` is nanoseconds; ``packet`` is what came out (for PASS and DROP
+    as it went in)."""
 
     number: int
     time: int

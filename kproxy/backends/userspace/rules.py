@@ -143,8 +143,10 @@ class _Port:
 
     def _refusal(self, place: Place, dport: int) -> Rule:
         """For what its portal did not translate."""
-        anywhere = self._plan.endpoints.has_any and self._plan.protocol in OFFERED
-        return self._rule(place, *_REFUSALS[VERDICT[anywhere, False]], dport)
+        if self._plan.protocol not in OFFERED:
+            return self._rule(place, Reject(), "is of no protocol that is relayed", dport)
+        refusal = _REFUSALS[VERDICT[self._plan.endpoints.has_any, False]]
+        return self._rule(place, *refusal, dport)
 
     @property
     def _all_served(self) -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Container, Sequence
 from itertools import accumulate
 
 from kproxy.core.hashing import maglev, siphash
-from kproxy.core.twin.flows import Endpoint, FlowTable
+from kproxy.core.twin.flows import Endpoint, Flow, FlowTable
 from kproxy.core.twin.rewrite import Tuple
-from kproxy.core.twin.states import ENDED
+from kproxy.core.twin.states import ENDED, UNCONFIRMED
 from kproxy.core.twin.values import Algorithm, Member
 
 #: So many ports are tried before one is taken from a flow that has ended.
@@ -82,10 +82,13 @@ def free_port(
     Where the search begins follows from the client's tuple, so that the same client is likely to
     get the same port after a restart. When many are taken, that of the flow that ended first is
     taken from it: its tuple may live on at the endpoint (TIME_WAIT), which answers a SYN with a
-    larger sequence number or timestamp well (RFC 6191), so this is the last resort.
+    larger sequence number or timestamp well (RFC 6191), so this is done for want of another. When
+    none has ended, the oldest that nobody has confirmed gives its port, as under a flood its slot.
     """
     first, last = ports
-    size, oldest = last - first + 1, None
+    size = last - first + 1
+    ended: tuple[Flow, int] | None = None
+    unconfirmed: tuple[Flow, int] | None = None
     for step in range(min(size, PORT_TRIES)):
         port = first + ((word >> 32) % size + step) % size
         wish = Tuple(back.source, back.destination, (back.ports[0], port), back.protocol)
@@ -98,9 +101,16 @@ def free_port(
         if tick >= flow.deadline:
             flows.remove(flow)
             return port
-        if flow.state in ENDED and (oldest is None or flow.deadline < oldest[0].deadline):
-            oldest = flow, port
-    if oldest is None:
+        if flow.state in ENDED:
+            ended = min(ended or (flow, port), (flow, port), key=_deadline)
+        elif flow.state in UNCONFIRMED:
+            unconfirmed = min(unconfirmed or (flow, port), (flow, port), key=_deadline)
+    taken = ended or unconfirmed
+    if taken is None:
         return None
-    flows.remove(oldest[0])
-    return oldest[1]
+    flows.remove(taken[0])
+    return taken[1]
+
+
+def _deadline(found: tuple[Flow, int]) -> int:
+    return found[0].deadline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -154,10 +155,12 @@ def _listening() -> int:
     count = 0
     for fd in os.listdir("/proc/self/fd"):
         try:
-            with socket.socket(fileno=os.dup(int(fd))) as one:
-                count += one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if not stat.S_ISSOCK(os.fstat(int(fd)).st_mode):
+                continue
         except OSError:
-            continue  # no socket, or the descriptor that listed them
+            continue  # the one that listed them is gone
+        with socket.socket(fileno=os.dup(int(fd))) as one:
+            count += one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     return count
 
 

@@ -14,6 +14,7 @@ from kproxy.backends.xtables.rules import (
     Mark,
     Masquerade,
     Recent,
+    Redirect,
     Reject,
     Return,
     Rule,
@@ -173,6 +174,33 @@ SHAPES: list[tuple[Family, Rule, str]] = [
         V4,
         Rule(NAT, "A", Jump("B"), probability=probability(3)),
         "-A A -m statistic --mode random --probability 0.33333333349 -j B",
+    ),
+    (
+        V4,
+        Rule(NAT, "A", Redirect(4000), protocol="tcp"),
+        "-A A -p tcp -m tcp -j REDIRECT --to-ports 4000",
+    ),
+    (
+        V4,
+        Rule(
+            NAT,
+            "A",
+            Redirect(4000),
+            protocol="udp",
+            source="192.0.2.0/24",
+            original_source="10.180.0.0/16",
+            source_local=True,
+            negated=("original_source", "source_local"),
+        ),
+        (
+            "-A A -s 192.0.2.0/24 -p udp -m conntrack ! --ctorigsrc 10.180.0.0/16 "
+            "-m addrtype ! --src-type LOCAL -m udp -j REDIRECT --to-ports 4000"
+        ),
+    ),
+    (
+        V6,
+        Rule(FILTER, "A", Drop(), ctstate=("NEW",), original_source="fd00:10::/64"),
+        "-A A -m conntrack --ctstate NEW --ctorigsrc fd00:10::/64 -j DROP",
     ),
     (
         V4,

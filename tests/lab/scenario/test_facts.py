@@ -43,13 +43,25 @@ TABLE: list[tuple[str, Flow, set[Fact]]] = [
     ("pod to balancer address", flow(BALANCER, 80, POD), {Fact.INSIDE_LOCAL}),
     ("node to node port", flow(NODE, 30080, ITSELF), {Fact.INSIDE_LOCAL}),
     ("outside client of a node port", flow(NODE, 30080), set()),
-    ("node port on loopback", flow("127.0.0.1", 30080), set()),
+    ("node port on loopback", flow("127.0.0.1", 30080), {Fact.HELD_ON_LOOPBACK}),
     ("another port on loopback", flow("127.0.0.2", 30081), set()),
     (
         "a forged source",
         flow(BALANCER, 80, source=EXTERNAL),
-        {Fact.FROM_A_SERVICE_ADDRESS},
+        {Fact.FROM_A_SERVICE_ADDRESS, Fact.LONE_PACKET},
     ),
+    (
+        "a forged source, UDP",
+        flow(CLUSTER_IP, 80, source=EXTERNAL, proto=Protocol.UDP),
+        {Fact.FROM_A_SERVICE_ADDRESS, Fact.OTHER_PORT},
+    ),
+    (
+        "a source that is the destination",
+        flow("192.0.2.1", 80, source="192.0.2.1"),
+        {Fact.LONE_PACKET},
+    ),
+    ("a stray packet", flow("192.0.2.1", 80, source=PODS[0], flags="SA"), {Fact.STRAY_PACKET}),
+    ("of nobody's endpoint", flow("192.0.2.1", 80, source="10.9.9.9", flags="SA"), set()),
     ("the node's own source", flow(CLUSTER_IP, 80, ITSELF, source=EXTERNAL), set()),
     (
         "the node's own endpoint",
@@ -105,3 +117,36 @@ def test_a_held_udp_flow_whose_endpoint_drains(
     held = flow("172.30.0.53", 53, proto=Protocol.UDP)
     check = Flow(check="h", expect=Expect(alive=True))
     assert facts(check, replace(DNS, endpoints=sets), held=held) == said
+
+
+def test_node_ports_of_some_addresses_are_not_held_on_loopback() -> None:
+    """Another program may have the port there."""
+    world = World((WEB,), frozenset({NODE, "127.0.0.1"}), everywhere=False)
+    assert known(world, flow("127.0.0.1", 30080)).facts == frozenset()
+
+
+def test_a_flow_while_no_proxy_runs() -> None:
+    """Whatever it is sent to."""
+    world = World((WEB,), frozenset({NODE}), life=0)
+    assert known(world, flow(EXTERNAL, 80)).facts == {Fact.PROXY_AWAY}
+
+
+@pytest.mark.parametrize(
+    ("proto", "life", "ended", "said"),
+    [
+        (Protocol.TCP, 1, (), False),
+        (Protocol.TCP, 2, (1,), True),
+        (Protocol.TCP, 3, (2,), False),  # it was taken over from, and goes on for those that it has
+        (Protocol.TCP, 0, (), True),
+        (Protocol.UDP, 2, (1,), False),
+        (Protocol.UDP, 0, (1,), True),
+    ],
+)
+def test_a_held_flow_whose_proxy_ended(
+    proto: Protocol, life: int, ended: tuple[int, ...], said: bool
+) -> None:
+    """Begun while the first one ran: connections end with it, datagrams while there is none."""
+    plan = WEB if proto is Protocol.TCP else replace(WEB, name=DNS.name)
+    world = World((plan,), frozenset({NODE}), life=life, ended=ended)
+    held, check = flow(EXTERNAL, 80, proto=proto), Flow(check="h", expect=Expect(alive=True))
+    assert (Fact.PROXY_ENDED in known(world, check, held, life=1).facts) == said

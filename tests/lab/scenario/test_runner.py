@@ -357,12 +357,11 @@ def test_a_killed_run_is_swept_by_the_next(tmp_path: Path) -> None:
 
 
 def test_the_projects_own_table_of_exceptions() -> None:
-    """It can be read, every row has a reason, and its first row is userspace's source."""
+    """It can be read, every row has a reason, and one is of userspace's source."""
     from kproxy.lab.scenario.exceptions import default_path
 
     rows = load(default_path())
-    assert rows[0].mode == "userspace"
-    assert rows[0].outcome == {"masquerade": True}
+    assert ("userspace", {"masquerade": True}) in [(row.mode, row.outcome) for row in rows]
     assert all(row.reason for row in rows)
     assert len({row.id for row in rows}) == len(rows)
     assert ROOT.is_absolute()

@@ -1,0 +1,168 @@
+"""Which packets go to the engine, as nftables says it: one table, three sets, four chains. Pure.
+
+A packet is led to the device by a bit of its mark. Conntrack remembers why, in two bits of the
+connection's mark, so that neither established connections nor answers need a look-up of ours:
+
+=============  ==================================================================================
+ASKED          a client's connection to a service address: what the client sends is the engine's,
+               also when the service is gone meanwhile, and ICMP errors about it as well
+SERVED         a connection that the engine made to an endpoint: its answers are the engine's
+=============  ==================================================================================
+
+The sets name service addresses and node ports exactly, so nothing else takes the detour. What the
+engine writes is never led back to it; an answer that it hands back has no flow there any more, and
+would reach the client from an address that it never spoke to: it is dropped, and sent again by the
+endpoint until the client's next packet has made the flow anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+from kproxy.core.objects import Family, Value
+from kproxy.kernel.steering import Plan
+
+TABLE = "kpsteer"
+
+#: Of a packet's mark: to be led to the device.
+STEER = 0x10000
+#: Of a connection's mark.
+SERVED, ASKED = 0x10000, 0x20000
+
+#: Preferences of rules: local goes back behind the marked ones.
+_MARKED, _LOCAL = 20, 50
+_ROUTES = 102
+
+#: Packets that may wait for the engine: at 200,000 a second those of 20 ms.
+_QUEUE = 4096
+
+#: One a family, so that each is served by itself.
+DEVICES = {Family.IPV4: "kp4", Family.IPV6: "kp6"}
+#: Without one the kernel checks no source on the device, and drops all.
+_ADDRESSES = {Family.IPV4: "169.254.77.1", Family.IPV6: ""}
+
+WORD = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+_KEY = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
+
+SERVICES, PORTS, HOSTS = "services", "ports", "hosts"
+
+#: A member of a set, as nft writes it in JSON: (address, protocol, port), (protocol, port), address.
+Member = tuple[str, str, int] | tuple[str, int] | str
+Sets = Mapping[str, Collection[Member]]
+
+
+def plan(family: Family) -> Plan:
+    """Device, route and rules."""
+    return Plan(
+        family=family,
+        device=DEVICES[family],
+        mark=STEER,
+        table=_ROUTES,
+        marked=_MARKED,
+        local=_LOCAL,
+        address=_ADDRESSES[family],
+        queue_length=_QUEUE,
+    )
+
+
+class Frame(Value, frozen=True):
+    """What the chains depend on. ``localhost``: node ports answer on 127.0.0.0/8 as well."""
+
+    family: Family
+    localhost: bool = False
+
+
+def sysctls(family: Family) -> tuple[tuple[str, str], ...]:
+    """Of the device: (name, value). They go with it."""
+    device, version = DEVICES[family], f"ipv{int(family)}"
+    names = {
+        "forwarding": "1",
+        # Without a reader the device has no carrier, and packets go their ordinary way.
+        "ignore_routes_with_linkdown": "1",
+    }
+    if family is Family.IPV4:
+        names |= {
+            # The node as a client, and clients that are hidden behind it.
+            "accept_local": "1",
+            "route_localnet": "1",
+            # The strictest of this and conf/all counts, and no source is behind the device.
+            "rp_filter": "2",
+        }
+    return tuple((f"net/{version}/conf/{device}/{name}", value) for name, value in names.items())
+
+
+def skeleton(frame: Frame) -> str:
+    """The table without members: a script that makes it, or makes its chains anew."""
+    word, table = WORD[frame.family], f"{WORD[frame.family]} {TABLE}"
+    key = _KEY[frame.family]
+    lines = [
+        f"add table {table}",
+        f"add set {table} {SERVICES} {{ type {key} . inet_proto . inet_service; }}",
+        f"add set {table} {PORTS} {{ type inet_proto . inet_service; }}",
+        f"add set {table} {HOSTS} {{ type {key}; }}",
+        f"add chain {table} back",
+        f"add chain {table} steer",
+        f"add chain {table} pre {{ type filter hook prerouting priority mangle; }}",
+        # Of type route: the way is looked up again after the mark.
+        f"add chain {table} out {{ type route hook output priority mangle; }}",
+        f"flush table {table}",
+    ]
+    for chain, rule in _rules(frame, word):
+        lines.append(f"add rule {table} {chain} {rule}")
+    return "\n".join(lines) + "\n"
+
+
+def _rules(frame: Frame, word: str) -> Iterator[tuple[str, str]]:
+    device = DEVICES[frame.family]
+    go = f"meta mark set mark or {STEER:#x} accept"
+    ask = f"ct mark set ct mark or {ASKED:#x} {go}"
+    yield "pre", f'iifname "{device}" goto back'
+    yield "pre", "goto steer"
+    yield "back", f"ct direction reply ct mark and {SERVED:#x} != 0 drop"
+    yield (
+        "back",
+        f"ct direction original ct mark and {SERVED | ASKED:#x} == 0 "
+        f"ct mark set ct mark or {SERVED:#x}",
+    )
+    yield "steer", f"ct direction reply ct mark and {SERVED:#x} != 0 {go}"
+    yield "steer", f"ct direction original ct mark and {ASKED:#x} != 0 {go}"
+    yield "steer", f"{word} daddr . meta l4proto . th dport @{SERVICES} {ask}"
+    yield "steer", f"meta l4proto . th dport @{PORTS} {word} daddr @{HOSTS} {ask}"
+    if frame.localhost and frame.family is Family.IPV4:
+        yield "steer", f"ip daddr 127.0.0.0/8 meta l4proto . th dport @{PORTS} {ask}"
+    yield "out", "goto steer"
+
+
+def changes(family: Family, added: Sets, gone: Sets) -> str:
+    """A script that takes members out of the sets and puts others in."""
+    table = f"{WORD[family]} {TABLE}"
+    lines = []
+    for verb, sets in (("delete", gone), ("add", added)):
+        for name in (SERVICES, PORTS, HOSTS):
+            if members := sets.get(name):
+                text = ", ".join(map(_text, sorted(members, key=repr)))
+                lines.append(f"{verb} element {table} {name} {{ {text} }}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _text(member: Member) -> str:
+    return member if isinstance(member, str) else " . ".join(map(str, member))
+
+
+def count(sets: Sets) -> int:
+    return sum(map(len, sets.values()))
+
+
+def minus(one: Sets, other: Sets) -> dict[str, frozenset[Member]]:
+    """What of one is not in the other; sets of which nothing is left are left out."""
+    found = {name: frozenset(one[name]) - frozenset(other.get(name, ())) for name in one}
+    return {name: members for name, members in found.items() if members}
+
+
+def merged(parts: Iterable[Sets]) -> dict[str, frozenset[Member]]:
+    """All of them together, each set named."""
+    whole: dict[str, set[Member]] = {SERVICES: set(), PORTS: set(), HOSTS: set()}
+    for part in parts:
+        for name, members in part.items():
+            whole[name].update(members)
+    return {name: frozenset(members) for name, members in whole.items()}

@@ -1,0 +1,98 @@
+"""TUN devices: queues that carry whole packets, offloads included, between the kernel and us.
+
+A device is made by opening its first queue. It stays when the last one closes, without a carrier:
+routes over it are then passed over where the device's ``ignore_routes_with_linkdown`` says so, and
+whoever opens a queue again finds everything else as it was. All functions act in the network
+namespace of the calling thread; a queue belongs to its device for life. Source of the numbers:
+linux/if_tun.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from contextlib import suppress
+
+from kproxy.errors import KernelError, MachineError
+from kproxy.kernel.rtnetlink import delete_device, failed, kind_of, open_channel
+
+_TUNSETIFF, _TUNSETPERSIST, _TUNSETOFFLOAD = 0x400454CA, 0x400454CB, 0x400454D0
+_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0001, 0x1000, 0x4000, 0x0100
+_FLAGS = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_MULTI_QUEUE
+
+_CSUM, _TSO4, _TSO6, _TSO_ECN, _USO4, _USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
+#: Tried in this order: segments of UDP can be left whole since Linux 6.2.
+_OFFLOADS = (
+    _CSUM | _TSO4 | _TSO6 | _TSO_ECN | _USO4 | _USO6,
+    _CSUM | _TSO4 | _TSO6 | _TSO_ECN,
+)
+
+_REQUEST = struct.Struct("16sH22x")
+
+_NODE = "/dev/net/tun"
+
+
+def open_queues(name: str, count: int) -> list[int]:
+    """Descriptors of ``count`` queues of a device, which is made if it is not there.
+
+    They do not block. KernelError when another device has the name, MachineError without TUN.
+    """
+    queues: list[int] = []
+    try:
+        for _ in range(count):
+            queues.append(_open_queue(name))
+        fcntl.ioctl(queues[0], _TUNSETPERSIST, 1)
+        _offload(queues[0], name)
+    except BaseException:
+        for queue in queues:
+            os.close(queue)
+        raise
+    return queues
+
+
+def _open_queue(name: str) -> int:
+    try:
+        queue = os.open(_NODE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as missing:
+        raise MachineError(
+            f"{_NODE}: {missing.strerror}", hint="try: modprobe tun, or pass the device in"
+        ) from missing
+    try:
+        fcntl.ioctl(queue, _TUNSETIFF, _REQUEST.pack(name.encode(), _FLAGS))
+    except OSError as refused:
+        os.close(queue)
+        # EINVAL: another kind of device, or a TUN device that is not as ours.
+        hint = (
+            f"rename or delete it: ip link delete {name}" if refused.errno == errno.EINVAL else ""
+        )
+        raise KernelError(
+            f"cannot open a queue of device {name}: {refused.strerror}", hint=hint
+        ) from refused
+    return queue
+
+
+def _offload(queue: int, name: str) -> None:
+    for offloads in _OFFLOADS:
+        with suppress(OSError):
+            fcntl.ioctl(queue, _TUNSETOFFLOAD, offloads)
+            return
+    raise MachineError(f"device {name} leaves no segments whole", hint="Linux 2.6.27 or later")
+
+
+def delete(name: str) -> bool:
+    """Take a TUN device away; whether it was there. One of another kind stays."""
+    with open_channel() as channel:
+        if kind_of(channel, name) != "tun":
+            return False
+        code = delete_device(channel, name)
+        if code not in (0, errno.ENODEV):
+            raise failed(f"delete {name}", code)
+        return code == 0
+
+
+def exists(name: str) -> bool:
+    """Whether there is a TUN device of the name."""
+    with open_channel() as channel:
+        return kind_of(channel, name) == "tun"

@@ -33,9 +33,9 @@ from kproxy.backends.iptables.counters import INVALID_DROPPED, LOCALHOST_ACCEPTE
 from kproxy.core.objects import Family, TrafficPolicy
 from kproxy.core.snapshot import Snapshot
 from kproxy.errors import KernelError
+from kproxy.family import SyncRecord
 from kproxy.health.monitor import Watched
 from kproxy.kernel.nfacct import Counters
-from kproxy.proxy import SyncRecord
 
 if TYPE_CHECKING:
     from kproxy.backends.userspace.estate import Figures

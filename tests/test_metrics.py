@@ -18,9 +18,9 @@ from kproxy.core.objects import Family, PortName, Protocol, ServiceType, Traffic
 from kproxy.core.planner import Planner
 from kproxy.core.snapshot import Snapshot
 from kproxy.core.tracker import Counts, Tracker
+from kproxy.family import SyncRecord
 from kproxy.health.monitor import Monitor
 from kproxy.metrics import RELAY_COUNTED, RELAY_NOW, RELAY_TOTALS, Metrics
-from kproxy.proxy import SyncRecord
 from tests.factories import make_endpoint, make_port, make_service, make_settings, make_slice
 
 FAMILY = frozenset({"ip_family"})

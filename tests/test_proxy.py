@@ -14,7 +14,7 @@ from kproxy.core.events import Delta, Ref
 from kproxy.core.objects import Family
 from kproxy.core.tracker import Tracker
 from kproxy.errors import CommandError, KernelError
-from kproxy.proxy import TEND_RETRY, SyncRecord, _FamilyProxy
+from kproxy.family import TEND_RETRY, FamilyProxy, SyncRecord
 from tests.factories import make_service, make_settings, make_slice
 
 START = 1000.0
@@ -38,7 +38,7 @@ class World:
         self.tracker = Tracker()
         self.door = Door()
         backend = IptablesBackend(Family.IPV4, "nft", door=self.door, machine=Machine())
-        self.family = _FamilyProxy(Family.IPV4, backend)
+        self.family = FamilyProxy(Family.IPV4, backend)
 
     def change(self, *objects: Any, deleted: tuple[Ref, ...] = ()) -> None:
         delta = Delta(upserted=objects, deleted=deleted)
@@ -168,7 +168,7 @@ def test_what_a_mode_finishes_between_syncs(
 ) -> None:
     """The mode says when it wants to be called again; whatever goes wrong is tried again."""
     backend = Tender(world.door)
-    family = _FamilyProxy(Family.IPV4, backend)
+    family = FamilyProxy(Family.IPV4, backend)
     backend.answers = [answer, None]
     family.tend()
     assert family.tend_delay == delay

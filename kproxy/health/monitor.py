@@ -15,7 +15,7 @@ from kproxy.core.health_state import PERIODS, FamilyHealth, Verdict, judge
 from kproxy.core.objects import Family
 from kproxy.core.snapshot import Snapshot
 from kproxy.core.tracker import Counts
-from kproxy.proxy import SyncRecord
+from kproxy.family import SyncRecord
 
 if TYPE_CHECKING:
     from kproxy.backends.userspace.estate import Figures

@@ -15,12 +15,12 @@ from kproxy.config import Config, to_mapping
 from kproxy.core.objects import Family
 from kproxy.core.tracker import Counts
 from kproxy.errors import KernelError
+from kproxy.family import SyncRecord
 from kproxy.health.monitor import Monitor
 from kproxy.health.server import Servers
 from kproxy.health.sockets import listen
 from kproxy.kernel import netns
 from kproxy.kernel.netlink import open_route
-from kproxy.proxy import SyncRecord
 
 pytestmark = pytest.mark.kernel
 

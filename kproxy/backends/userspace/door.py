@@ -44,7 +44,7 @@ class RelayDoor:
     """One family's relay, and the sockets that it serves. Nothing of the kernel's tables.
 
     One thread at a time changes it; :meth:`figures` are for any thread. A backend shows its door as
-    ``relay`` (:class:`kproxy.proxy.Relaying`).
+    ``relay`` (:class:`kproxy.family.Relaying`).
     """
 
     def __init__(

@@ -6,6 +6,9 @@ The two never share a generated C file or an object file, so either can be rebui
 
     python setup.py build_ext --inplace             # release: beside its source
     KPROXY_DEBUG=1 python setup.py build_ext        # debug: build/debug/kproxy/
+
+A third is for tests/fuzz alone, the packet engine with an address sanitizer and a count of the
+edges that it takes: ``KPROXY_FUZZ=1 python setup.py build_ext`` (build/fuzz/kproxy/).
 """
 
 import os
@@ -37,6 +40,16 @@ if {"build_ext", "editable_wheel"} & set(sys.argv):
     # The load generator serves this tree's bench and tests: no part of what is installed elsewhere.
     MODULES.append("bench._load")
 
+LINK = ["-fsanitize=undefined"] if DEBUG else []
+FUZZ = os.environ.get("KPROXY_FUZZ") == "1"
+if FUZZ:
+    BUILD, MODULES = "build/fuzz", ["kproxy._fastpath"]
+    SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    FLAGS[False] = ["-O1", "-g1", "-UNDEBUG", *SANITIZE, "-fsanitize-coverage=trace-pc"]
+    MACROS[False] = [("KPROXY_DEBUG", "1"), ("KPROXY_FUZZ", "1")]
+    # Our count of edges, not the empty one that the sanitizer's library has by the same name.
+    LINK = [*SANITIZE, "-Wl,-Bsymbolic"]
+
 setup(
     ext_modules=cythonize(
         [
@@ -44,7 +57,7 @@ setup(
                 name,
                 [f"{name.replace('.', '/')}.pyx"],
                 extra_compile_args=[*WARNINGS, *FLAGS[DEBUG]],
-                extra_link_args=["-fsanitize=undefined"] if DEBUG else [],
+                extra_link_args=LINK,
                 define_macros=MACROS[DEBUG],
             )
             for name in MODULES
@@ -58,5 +71,5 @@ setup(
             "linetrace": DEBUG,
         },
     ),
-    options={"build": {"build_base": BUILD, **({"build_lib": BUILD} if DEBUG else {})}},
+    options={"build": {"build_base": BUILD, **({"build_lib": BUILD} if DEBUG or FUZZ else {})}},
 )

@@ -147,3 +147,33 @@ def measure(engine: Engine, source: Batch, size: int, now: int) -> list[int]:
 
 def measure_floor(source: Batch, size: int) -> list[int]:
     """The same for a loop that only copies the packets and sums their bytes."""
+
+class Pump:
+    """One queue of a TUN device at the engine, in the thread that calls :meth:`run`.
+
+    ``queue`` is a descriptor that does not block, with IFF_VNET_HDR and IFF_NO_PI;
+    it has to stay open as long as :meth:`run` works. Several share an engine. ``spin``: nanoseconds
+    without a packet in which the thread only yields; then it sleeps until one comes. ``keeps_time``:
+    it also sends first SYNs again and sweeps flows in idle times; one of an engine's pumps has to.
+    """
+
+    def __init__(
+        self, engine: Engine, queue: int, *, spin: int = 0, keeps_time: bool = False
+    ) -> None: ...
+    def run(self) -> int:
+        """Carry packets until told to end (0) or until the queue fails (errno)."""
+
+    def stop(self) -> None:
+        """End :meth:`run`; from any thread, also before it has begun."""
+
+    def figures(self) -> dict[str, int]:
+        """``packets_in`` (read), ``packets_out``, ``bytes_in``, ``bytes_out``, ``batches``,
+        ``sleeps``, and ``unwritten``: packets that the kernel did not take."""
+
+def leave_flows(engine: Engine, now: int) -> bytes:
+    """All flows and affinities, for an engine of another process on the same machine."""
+
+def take_flows(engine: Engine, data: ReadableBuffer, numbers: dict[int, int], now: int) -> int:
+    """Take over what was left by an engine whose service ``n`` is ``numbers[n]`` here; other
+    services' are passed over, and so are flows of which a tuple is known. Endpoints that no table
+    names count as gone. How many flows and affinities there were; ValueError for other bytes."""

@@ -106,13 +106,11 @@ cdef inline uint64_t take64(Cursor *cursor) noexcept nogil:
 
 # Words of 16 bits and their one's complement sum may be read in either byte order, as long as the
 # result is turned round in the end (RFC 1071 section 2B): so the loop reads the machine's order.
-cdef bint LITTLE_ENDIAN = False
-
-
-cdef void find_byte_order() noexcept nogil:
-    global LITTLE_ENDIAN
-    cdef uint16_t one = 1
-    LITTLE_ENDIAN = (<uint8_t *>&one)[0] == 1
+cdef extern from *:
+    """
+    #define KP_LITTLE_ENDIAN (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
+    """
+    const bint LITTLE_ENDIAN "KP_LITTLE_ENDIAN"
 
 
 cdef inline uint16_t host_order(uint16_t word) noexcept nogil:
@@ -218,7 +216,6 @@ cdef inline uint32_t run_crc(uint32_t register, Cursor data, bint hardware) noex
     return crc_by_tables(register, data)
 
 
-find_byte_order()
 fill_slices()
 HARDWARE_CRC = kp_has_crc32c()
 
@@ -339,3 +336,6 @@ include "fastpath/retry.pxi"
 include "fastpath/engine.pxi"
 include "fastpath/build.pxi"
 include "fastpath/boundary.pxi"
+include "fastpath/fuzz.pxi"
+include "fastpath/io.pxi"
+include "fastpath/estate.pxi"

@@ -10,10 +10,12 @@ sys, types      what is used of the C library; every struct, with who may touch 
 service,        services and endpoints; affinity and round robin; replacing lists
 choose, publish
 flow            the decisions about one TCP flow, as a pure function
-tcp, connect,   carrying them out: bytes, endpoints and retries, the PROXY header, letting in
+tcp, bulk,      carrying them out: bytes, pages, endpoints and retries, the PROXY header,
+connect,        letting in
 header, accept
 udp             UDP sessions
 loop, tasks     epoll, timers, and what Python asks of a worker
+boundary        between Python objects and C values
 ==============  ================================================================================
 """
 
@@ -31,8 +33,8 @@ include "relay/connect.pxi"
 include "relay/header.pxi"
 include "relay/udp.pxi"
 include "relay/tasks.pxi"
+include "relay/boundary.pxi"
 
-import math
 import os
 import threading
 
@@ -43,67 +45,8 @@ DEBUG = bool(KP_DEBUG)
 CLUSTER, LOCAL, ORIGINAL = USE_CLUSTER, USE_LOCAL, USE_ORIGINAL
 COPY, SPLICE, ZEROCOPY, ADAPTIVE = BY_COPY, BY_SPLICE, BY_ZEROCOPY, BY_NEED
 
-OUTCOME_NAMES = ("refused", "timeout", "unreachable", "reset", "ok")
-
 #: How often a wait looks whether a signal came for Python.
 _SLICE_NS = 200_000_000
-
-
-# --- addresses ---------------------------------------------------------------------------------
-
-cdef int to_address(Address *address, str host, port) except -1:
-    """ValueError: not an address, or no port."""
-    cdef bytes text = host.encode()
-    if not 0 <= port <= 65535:
-        raise ValueError(f"{port} is no port")
-    memset(address, 0, sizeof(Address))
-    if inet_pton(AF_INET, text, &address.v4.sin_addr) == 1:
-        address.any.sa_family = AF_INET
-    elif inet_pton(AF_INET6, text, &address.v6.sin6_addr) == 1:
-        address.any.sa_family = AF_INET6
-    else:
-        raise ValueError(f"{host!r} is no IPv4 or IPv6 address")
-    address.v4.sin_port = htons(port)
-    return 0
-
-
-cdef str host_of(const Address *address):
-    cdef char text[64]
-    if address.any.sa_family == AF_INET:
-        inet_ntop(AF_INET, &address.v4.sin_addr, text, sizeof(text))
-    else:
-        inet_ntop(AF_INET6, &address.v6.sin6_addr, text, sizeof(text))
-    return (<bytes>text).decode()
-
-
-cdef int64_t to_ns(seconds) except -1:
-    """ValueError for what is no duration. A hundred years are enough."""
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"{seconds} seconds is no duration")
-    return <int64_t>(min(seconds, 3.0e9) * 1e9)
-
-
-# --- what the tables hold ----------------------------------------------------------------------
-
-cdef class _Service:
-    """The reference that the table of services has."""
-
-    cdef Service *c
-
-    def __dealloc__(self):
-        if self.c != NULL:
-            service_release(self.c)
-
-
-cdef class _Front:
-    """The listeners of one front. A worker frees them when they are closed."""
-
-    cdef Listener **listener
-    cdef size_t size
-    cdef readonly int service
-
-    def __dealloc__(self):
-        free(self.listener)
 
 
 cdef class Relay:
@@ -171,7 +114,7 @@ cdef class Relay:
         for index in range(workers):
             engine.workers = index + 1
             engine.worker[index].epoll = engine.worker[index].wake.fd = -1
-            self._check(worker_init(&engine.worker[index], engine, index))
+            check(worker_init(&engine.worker[index], engine, index))
 
     def __dealloc__(self):
         cdef uint32_t which
@@ -194,11 +137,6 @@ cdef class Relay:
         memcpy(self.random, <const char *>seed, 16)
         self.random[0] |= 1  # all zero, it would stay so
 
-    cdef int _check(self, int problem) except -1:
-        if problem:
-            raise OSError(problem, os.strerror(problem))
-        return 0
-
     cdef int _alive(self) except -1:
         if self.stopped:
             raise ValueError("the relay has been stopped")
@@ -216,7 +154,7 @@ cdef class Relay:
             if self.started:
                 raise ValueError("the relay runs already")
             self.started = True
-            self._check(engine_start(self.engine))
+            check(engine_start(self.engine))
 
     def stop(self):
         with self.lock:
@@ -342,7 +280,7 @@ cdef class Relay:
                 if use == USE_ORIGINAL and c.udp:
                     raise ValueError("the original destination is known of TCP only")
                 for fd in fds:
-                    self._check_socket(c, fd)
+                    check_socket(c, fd)
                 front.service = service
                 front.listener = <Listener **>calloc(len(fds), sizeof(Listener *))
                 if front.listener == NULL:
@@ -358,24 +296,6 @@ cdef class Relay:
                 raise
             self.fronts[self.last_front] = front
             return self.last_front
-
-    cdef int _check_socket(self, Service *c, int fd) except -1:
-        """Nonblocking from now on; ValueError for one that cannot be served."""
-        cdef int type, listens, flags
-        cdef socklen_t size = sizeof(int)
-        if getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size):
-            self._check(errno)
-        if getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size):
-            self._check(errno)
-        if type != (SOCK_DGRAM if c.udp else SOCK_STREAM) or bool(listens) == bool(c.udp):
-            raise ValueError(
-                f"descriptor {fd} is not a "
-                + ("bound UDP socket" if c.udp else "listening TCP socket")
-            )
-        flags = fcntl(fd, F_GETFL)
-        if flags < 0 or fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0:
-            self._check(errno)
-        return 0
 
     cdef int _listen(self, _Front front, Service *c, int use, int fd) except -1:
         cdef Task task
@@ -401,7 +321,7 @@ cdef class Relay:
             ask(worker, &task)
         if task.problem:
             free(listener)
-            self._check(task.problem)
+            check(task.problem)
         front.listener[front.size] = listener
         front.size += 1
         return 0
@@ -451,7 +371,7 @@ cdef class Relay:
                     problem = errno
                     for copy in copies:
                         close_fd(copy)
-                    self._check(problem)
+                    check(problem)
                 copies.append(fd)
         return tuple(copies)
 
@@ -486,7 +406,7 @@ cdef class Relay:
         memset(&rows, 0, sizeof(rows))
         try:
             for client, address, port, age in found:
-                self._row(&rows, client, 0, address, port, now - to_ns(age))
+                row_from(&rows, client, 0, address, port, now - to_ns(age))
             with self.lock:
                 c = self._service(service)
                 with nogil:
@@ -496,14 +416,6 @@ cdef class Relay:
                     pthread_mutex_unlock(&c.mutex)
         finally:
             free(rows.at)
-
-    cdef int _row(self, Rows *rows, client, client_port, address, port, int64_t at) except -1:
-        cdef Address one, other
-        to_address(&one, client, client_port)
-        to_address(&other, address, port)
-        if not rows_add(rows, &one, &other, at):
-            raise MemoryError
-        return 0
 
     def sessions(self, service):
         cdef Service *c
@@ -524,7 +436,7 @@ cdef class Relay:
         memset(&rows, 0, sizeof(rows))
         try:
             for client, client_port, address, port in entries:
-                self._row(&rows, client, client_port, address, port, 0)
+                row_from(&rows, client, client_port, address, port, 0)
             with self.lock:
                 c = self._service(service)
                 if not c.udp:
@@ -538,119 +450,29 @@ cdef class Relay:
                             if problem:
                                 break
                     pthread_mutex_unlock(&c.mutex)
-                self._check(problem)
+                check(problem)
         finally:
             free(rows.at)
 
     # --- figures ---
 
     def service_counters(self, service):
-        cdef Service *c
         with self.lock:
-            c = self._service(service)
-            return {
-                "connections": figure(&c.connections),
-                "active": figure(&c.active),
-                "retries": figure(&c.retries),
-                "failures": figure(&c.failures),
-                "refused": figure(&c.refused),
-                "bytes_in": figure(&c.bytes_in),
-                "bytes_out": figure(&c.bytes_out),
-                "datagrams_in": figure(&c.datagrams_in),
-                "datagrams_out": figure(&c.datagrams_out),
-                "datagrams_dropped": figure(&c.datagrams_dropped),
-            }
+            return service_figures(self._service(service))
 
     def endpoint_counters(self, service):
-        cdef Service *c
-        cdef Endpoint *endpoint
-        found = {}
         with self.lock:
-            c = self._service(service)
-            pthread_mutex_lock(&c.mutex)
-            endpoint = c.endpoints
-            while endpoint != NULL:
-                found[host_of(&endpoint.address), ntohs(endpoint.address.v4.sin_port)] = {
-                    "connections": figure(&endpoint.connections),
-                    "active": figure(&endpoint.active),
-                    "failures": figure(&endpoint.failures),
-                    "bytes_in": figure(&endpoint.bytes_in),
-                    "bytes_out": figure(&endpoint.bytes_out),
-                }
-                endpoint = endpoint.after
-            pthread_mutex_unlock(&c.mutex)
-        return found
+            return endpoint_figures(self._service(service))
 
     def totals(self):
-        cdef uint32_t which
-        cdef Worker *worker
-        sums = dict.fromkeys(
-            ("flows", "sessions", "accept_pauses", "evicted", "buffered"), 0
-        )
         with self.lock:
             self._alive()
-            for which in range(self.engine.workers):
-                worker = &self.engine.worker[which]
-                sums["flows"] += figure(&worker.flow_count)
-                sums["sessions"] += figure(&worker.session_count)
-                sums["accept_pauses"] += figure(&worker.accept_pauses)
-                sums["evicted"] += figure(&worker.evicted)
-                sums["buffered"] += figure(&worker.buffered)
-            sums["workers"] = self.engine.workers
-        return sums
+            return engine_figures(self.engine)
 
     def take_verdicts(self):
-        cdef Engine *engine = self.engine
-        cdef uint32_t size, which
-        cdef Verdict *taken = NULL
         with self.lock:
             self._alive()
-            with nogil:
-                pthread_mutex_lock(&engine.mutex)
-                size = engine.verdict_size
-                taken = <Verdict *>malloc(max(<uint32_t>1, size) * sizeof(Verdict))
-                if taken != NULL:
-                    for which in range(size):
-                        taken[which] = engine.verdicts[
-                            (engine.verdict_first + which) % MOST_VERDICTS
-                        ]
-                    engine.verdict_size = 0
-                pthread_mutex_unlock(&engine.mutex)
-        if taken == NULL:
-            raise MemoryError
-        try:
-            return [
-                (
-                    taken[which].service,
-                    host_of(&taken[which].address),
-                    ntohs(taken[which].address.v4.sin_port),
-                    OUTCOME_NAMES[taken[which].outcome],
-                )
-                for which in range(size)
-            ]
-        finally:
-            free(taken)
-
-
-cdef list rows_taken(Rows *rows):
-    """As tuples; the rows are freed. MemoryError if there was no room for all of them."""
-    cdef size_t which
-    try:
-        if rows.no_memory:
-            raise MemoryError
-        return [
-            (
-                host_of(&rows.at[which].client),
-                ntohs(rows.at[which].client.v4.sin_port),
-                host_of(&rows.at[which].endpoint),
-                ntohs(rows.at[which].endpoint.v4.sin_port),
-                rows.at[which].at,
-            )
-            for which in range(rows.size)
-        ]
-    finally:
-        free(rows.at)
-        memset(rows, 0, sizeof(Rows))
+            return verdicts_taken(self.engine)
 
 
 cdef _draw_hash_key():

@@ -92,6 +92,18 @@ class Userspace(Value, frozen=True, rename="camel"):
     tcp_idle_timeout: Seconds = Seconds(24 * 3600)
 
 
+class Fastpath(Value, frozen=True, rename="camel"):
+    """kproxy's own, as a section. ``workers`` 0: as many threads as cores, at most four.
+    ``max_flows`` of each family at a time; connections to an endpoint that went end after
+    ``drain_timeout``. ``seed``: 32 hexadecimal digits, by which all nodes that have the same one
+    choose the same endpoint for a client; "" lets each keep one of its own."""
+
+    workers: int = 0
+    max_flows: int = 262_144
+    drain_timeout: Seconds = Seconds(15 * 60)
+    seed: str = ""
+
+
 class DetectLocal(Value, frozen=True, rename="camel"):
     """Parameters of ``detectLocalMode``."""
 
@@ -112,8 +124,8 @@ class Conntrack(Value, frozen=True, rename="camel"):
 
 
 class Config(Value, frozen=True, rename="camel"):
-    """One node's settings. ``service_cidrs`` (ranges that cluster IPs come from) and ``userspace``
-    are kproxy's own.
+    """One node's settings. ``service_cidrs`` (ranges that cluster IPs come from), ``userspace``
+    and ``fastpath`` are kproxy's own.
 
     ``mode`` "" means iptables. ``healthz_bind_address`` and ``metrics_bind_address`` are
     ``ip:port``; "" turns the server off.
@@ -134,6 +146,7 @@ class Config(Value, frozen=True, rename="camel"):
     ipvs: Ipvs = Ipvs()
     nftables: Nftables = Nftables()
     userspace: Userspace = Userspace()
+    fastpath: Fastpath = Fastpath()
     detect_local_mode: str = "ClusterCIDR"
     detect_local: DetectLocal = DetectLocal()
     cluster_cidr: str = msgspec.field(default="", name="clusterCIDR")
@@ -233,7 +246,7 @@ def to_mapping(config: Config) -> dict[str, Any]:
     kproxy's own fields appear only when set, so that kube-proxy can read a plain one.
     """
     body = _plain(config)
-    for name in ("serviceCIDRs", "userspace"):
+    for name in ("serviceCIDRs", "userspace", "fastpath"):
         if value_at(config, name) == value_at(Config(), name):
             del body[name]
     return {"apiVersion": API_VERSION, "kind": KIND, **body}

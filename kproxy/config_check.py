@@ -31,6 +31,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("logging.verbosity", 0, float("inf")),
     # Threads beyond that would only wait for each other; each has sockets of its own.
     ("userspace.workers", 0, 64),
+    ("fastpath.workers", 0, 64),
+    # The engine's index holds no more; 262,144 take 32 MB of each family when all are in use.
+    ("fastpath.maxFlows", 1, 1 << 28),
 )
 _POSITIVE = (
     *("iptables.syncPeriod", "ipvs.syncPeriod", "nftables.syncPeriod"),
@@ -41,7 +44,7 @@ _NOT_NEGATIVE = (
     *("ipvs.tcpTimeout", "ipvs.tcpFinTimeout", "ipvs.udpTimeout", "ipvs.drainTimeout"),
     *("conntrack.tcpEstablishedTimeout", "conntrack.tcpCloseWaitTimeout"),
     *("conntrack.udpTimeout", "conntrack.udpStreamTimeout"),
-    "userspace.drainTimeout",
+    *("userspace.drainTimeout", "fastpath.drainTimeout"),
 )
 _CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mode", ("", *MODES)),
@@ -86,15 +89,19 @@ _NO_EFFECT: tuple[tuple[str, str], ...] = (
     ("configSyncPeriod", "objects come from -f"),
 )
 
-#: Those of userspace mode, in the other modes.
-_USERSPACE = ("portRange", "udpIdleTimeout", "userspace")
+#: Those of single modes, in the other modes.
+_OF_MODES = (
+    ("userspace", ("portRange", "udpIdleTimeout", "userspace")),
+    ("fastpath", ("fastpath",)),
+)
 
 
 def without_effect(config: Config) -> tuple[str, ...]:
     """One line for each setting that was made and does nothing in this version."""
     default = Config()
-    elsewhere = () if config.effective_mode == "userspace" else _USERSPACE
-    settings = (*_NO_EFFECT, *((path, "belongs to userspace mode") for path in elsewhere))
+    mode = config.effective_mode
+    elsewhere = [(path, owner) for owner, some in _OF_MODES for path in some if mode != owner]
+    settings = (*_NO_EFFECT, *((path, f"belongs to {owner} mode") for path, owner in elsewhere))
     return tuple(
         f"{path}: {what}"
         for path, what in settings
@@ -169,6 +176,9 @@ def _details(config: Config) -> Iterator[str]:
         port_range(config.port_range)
     except ValueError as wrong:
         yield f"portRange: {wrong}"
+    # 16 bytes: the key of the hash that chooses.
+    if config.fastpath.seed and not re.fullmatch(r"[0-9a-fA-F]{32}", config.fastpath.seed):
+        yield f"fastpath.seed: {config.fastpath.seed!r} must be 32 hexadecimal digits"
     name = config.hostname_override.strip().lower()
     # A Node's name is a DNS subdomain (RFC 1123); any other would match no nodeName ever.
     if name and (len(name) > 253 or not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", name)):

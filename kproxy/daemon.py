@@ -164,6 +164,7 @@ class Daemon:
             await asyncio.to_thread(self._proxy.begin, first)
             self._monitor.serves(self._proxy.served)
             self._note_node(first)
+            self._proxy.keep(self._place.folder)
             await self._place.begin(self._proxy.doors, self._wake.set)
             if servers is None:
                 servers = self._start_servers()

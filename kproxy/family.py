@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
@@ -18,6 +19,7 @@ from kproxy.backends.base import (
     Backend,
     Counting,
     Judging,
+    Keeping,
     Scope,
     Tending,
 )
@@ -100,6 +102,16 @@ class FamilyProxy:
     def door(self) -> RelayDoor | None:
         """To the relay, in modes that have one."""
         return self._backend.relay if isinstance(self._backend, Relaying) else None
+
+    def keep(self, folder: Path) -> None:
+        """See :class:`kproxy.backends.base.Keeping`."""
+        if isinstance(self._backend, Keeping):
+            self._backend.keep(folder)
+
+    def close(self) -> None:
+        """The same."""
+        if isinstance(self._backend, Keeping):
+            self._backend.close()
 
     def note_triggers(self, tracker: Tracker, delta: Delta, since: float) -> None:
         """Remember when the changes of slices happened; what is older than ``since`` does not

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kproxy import logs
@@ -73,6 +74,11 @@ class NodeProxy:
                 served.append(FamilyProxy(family, backend))
         self._families, self._skipped = tuple(served), tuple(skipped)
         self.others = Others(self.choice, self.served, self._config.ipvs.exclude_cidrs)
+
+    def keep(self, folder: Path) -> None:
+        """Before the first sync: where modes that carry packets keep what outlives the process."""
+        for family in self._families:
+            family.keep(folder)
 
     def sync(
         self,
@@ -226,3 +232,5 @@ class NodeProxy:
         self.rest()
         for door in self.doors:
             door.close()
+        for family in self._families:
+            family.close()

@@ -35,7 +35,7 @@ OF_A_CHANGE = {
 }
 
 #: Compared with their twins in tests/fastpath and tests/core/test_hashing.py.
-OF_THE_ENGINE = {"Batch", "Engine", "maglev", "measure", "measure_floor", "siphash"}
+OF_THE_ENGINE = {"Batch", "Engine", "Pump", "maglev", "measure", "measure_floor", "siphash"}
 
 word = st.integers(0, 0xFFFF)
 #: Words at the corners of one's complement arithmetic come up as often as all others.

@@ -8,6 +8,7 @@ puts them together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 from kproxy.core.objects import Family, PortName, Value
@@ -88,6 +89,17 @@ class Tending(Protocol):
         To be called after a good sync, and then when it says; work follows what waits, not the
         cluster. KernelError when refused: it is called again later.
         """
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A backend that carries packets itself, and has something that outlives its process."""
+
+    def keep(self, folder: Path) -> None:
+        """Before the first sync: the daemon's state directory."""
+
+    def close(self) -> None:
+        """The process ends: carry nothing any more. What is in the kernel stays."""
 
 
 @runtime_checkable

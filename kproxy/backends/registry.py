@@ -173,6 +173,12 @@ def _userspace(family: Family, variant: str, asked: ModeSettings) -> AnyBackend:
     return UserspaceBackend(family, variant, settings=asked.userspace)
 
 
+def _userspace_variant() -> str:
+    from kproxy.backends.userspace.host import working_variant
+
+    return str(working_variant())
+
+
 def _userspace_text(snapshot: Snapshot, variant: str) -> Iterator[str]:
     from kproxy.backends.userspace.text import text
 
@@ -215,6 +221,47 @@ def _userspace_layout() -> Layout:
     from kproxy.backends.userspace.chains import LAYOUT
 
     return LAYOUT
+
+
+def _fastpath(family: Family, variant: str, asked: ModeSettings) -> AnyBackend:
+    from kproxy.backends.fastpath.apply import FastpathBackend
+
+    return FastpathBackend(family, settings=asked.fastpath)
+
+
+def _fastpath_text(snapshot: Snapshot, variant: str) -> Iterator[str]:
+    from kproxy.backends.fastpath.text import text
+
+    return text(snapshot)
+
+
+def _fastpath_counts(desired: Any) -> Mapping[str, int]:
+    from kproxy.backends.fastpath.counts import objects
+
+    return objects(desired)
+
+
+def _fastpath_prepare(backend: Any, snapshot: Snapshot) -> tuple[tuple[str, str], ...]:
+    from kproxy.backends.fastpath.prepare import prepare
+
+    return prepare(backend, snapshot)
+
+
+def _fastpath_former(actual: Any) -> Former:
+    # The engine looks at each UDP flow anew when its tables change.
+    return Former()
+
+
+def _fastpath_watch(variant: str, families: Iterable[Family], spared: Iterable[str]) -> Watch:
+    from kproxy.backends.fastpath.watch import watch
+
+    return watch(families)
+
+
+def _fastpath_sweep(family: Family, variant: str, standing: Choice) -> bool:
+    from kproxy.backends.fastpath.sweep import sweep
+
+    return sweep(family, standing.mode)
 
 
 #: Which chains and rules of the kernel's tables are a mode's, for the modes that have some.
@@ -260,7 +307,7 @@ _BUILT: dict[str, Built] = {
     "userspace": Built(
         variants=("nft", "legacy"),
         make=_userspace,
-        detect=_iptables_variant,
+        detect=_userspace_variant,
         text=_userspace_text,
         counts=_userspace_counts,
         prepare=_userspace_prepare,
@@ -268,6 +315,17 @@ _BUILT: dict[str, Built] = {
         watch=_userspace_watch,
         sweep=_userspace_sweep,
         offered=False,
+    ),
+    "fastpath": Built(
+        variants=(),
+        make=_fastpath,
+        detect=lambda: "",
+        text=_fastpath_text,
+        counts=_fastpath_counts,
+        prepare=_fastpath_prepare,
+        former=_fastpath_former,
+        watch=_fastpath_watch,
+        sweep=_fastpath_sweep,
     ),
 }
 

@@ -19,7 +19,9 @@ _FAMILIES = {"4": (Family.IPV4,), "6": (Family.IPV6,), "both": tuple(Family)}
 
 
 @click.command()
-@click.option("--mode", default="iptables", help="iptables, iptables-legacy, iptables-nft, ipvs or userspace.")
+@click.option(
+    "--mode", default="iptables", help="iptables, iptables-legacy, iptables-nft, ipvs or userspace."
+)
 @click.option("--family", type=click.Choice(tuple(_FAMILIES)), default="both", help="IP family.")
 @click.option("--variant", type=click.Choice(("legacy", "nft")), help="Of iptables mode [nft].")
 @click.option("--config", "config_file", metavar="FILE", help="KubeProxyConfiguration.")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from kproxy.config import Config, port_range
 from kproxy.core.objects import Family, Node, family_of
 from kproxy.core.snapshot import (
+    FastpathSettings,
     IpvsSettings,
     LocalDetector,
     ModeSettings,
@@ -58,7 +59,7 @@ def node_settings(
 
 
 #: Modes that name each address of the node; the others ask the kernel what is local.
-_NAMES_ADDRESSES = frozenset({"ipvs"})
+_NAMES_ADDRESSES = frozenset({"ipvs", "fastpath"})
 
 
 def local_addresses(
@@ -113,9 +114,24 @@ def userspace_settings(config: Config, family: Family) -> UserspaceSettings:
     )
 
 
+def fastpath_settings(config: Config) -> FastpathSettings:
+    """What fastpath mode is asked for; the default in other modes, where it means nothing."""
+    if config.effective_mode != "fastpath":
+        return FastpathSettings()
+    section = config.fastpath
+    return FastpathSettings(
+        workers=section.workers,
+        max_flows=section.max_flows,
+        drain_seconds=float(section.drain_timeout),
+        seed=bytes.fromhex(section.seed),
+    )
+
+
 def mode_settings(config: Config, family: Family) -> ModeSettings:
     """What the operator asks of single modes."""
-    return ModeSettings(ipvs_settings(config, family), userspace_settings(config, family))
+    return ModeSettings(
+        ipvs_settings(config, family), userspace_settings(config, family), fastpath_settings(config)
+    )
 
 
 def node_addresses(

@@ -145,11 +145,26 @@ class UserspaceSettings(Value, frozen=True):
     drain_seconds: float = 900.0
 
 
+class FastpathSettings(Value, frozen=True):
+    """What only fastpath mode asks of the operator.
+
+    ``workers`` are threads and queues, 0: as many as the machine has use for. ``max_flows`` at a
+    time; ``drain_seconds``: how long connections to an endpoint that went are carried on. ``seed``
+    decides which endpoint a client gets: 16 bytes, b"" for one that the node keeps for itself.
+    """
+
+    workers: int = 0
+    max_flows: int = 262_144
+    drain_seconds: float = 900.0
+    seed: bytes = b""
+
+
 class ModeSettings(Value, frozen=True):
     """What the operator asks of single modes, for one family: each looks at its own field."""
 
     ipvs: IpvsSettings = IpvsSettings()
     userspace: UserspaceSettings = UserspaceSettings()
+    fastpath: FastpathSettings = FastpathSettings()
 
 
 class NodeSettings(Value, frozen=True):

@@ -129,7 +129,9 @@ cdef class Engine:
         engine.flow_key = _sip_key(flow_key, "flow_key")
         engine.seed = _sip_key(seed, "seed")
         if table.view.len != sizeof(engine.transitions) or len(timeouts) != STATES:
-            raise ValueError(f"{STATES} states need {STATES} timeouts and {STATES * 10} transitions")
+            raise ValueError(
+                f"{STATES} states need {STATES} timeouts and {STATES * 10} transitions"
+            )
         memcpy(engine.transitions, table.cursor.at, sizeof(engine.transitions))
         for one in range(STATES * 10):
             if engine.transitions[one] >= STATES:
@@ -163,7 +165,8 @@ cdef class Engine:
             flows.limit = max_flows
             # One slot more: what is prefetched may lie behind the last one.
             flows.slots = <uint8_t *>kp_map((<size_t>max_flows + 1) * flows.stride)
-            fine = index_open(&flows.index, <uint64_t>max_flows * 2) and flows.slots != NULL and fine
+            fine = index_open(&flows.index, <uint64_t>max_flows * 2) and fine
+            fine = fine and flows.slots != NULL
             engine.affinities[family].limit = max_affinities
             engine.affinities[family].slots = <Pinned *>kp_map(
                 (<size_t>max_affinities + 1) * sizeof(Pinned)
@@ -326,7 +329,8 @@ cdef class Engine:
         places = []
         for one in range(service.entry_count):
             at = service.entries[one].address
-            places.append(at[:16 if service.family else 4] + (<uint8_t *>&service.entries[one].port)[:2])
+            port = (<uint8_t *>&service.entries[one].port)[:2]
+            places.append(at[:16 if service.family else 4] + port)
         return number, <uintptr_t>service, places
 
     cdef _check_room(self, list made):
@@ -579,9 +583,8 @@ cdef class Engine:
         key_of(&view)
         flows = &self.engine.flows[view.family]
         pthread_mutex_lock(&self.engine.lock)
-        found = flow_find(
-            flows, &view.key, <uint32_t>key_hash(&self.engine.flow_key, &view.key, view.family), &way
-        )
+        view.tag = <uint32_t>key_hash(&self.engine.flow_key, &view.key, view.family)
+        found = flow_find(flows, &view.key, view.tag, &way)
         state = place = None
         if found != NULL:
             endpoint = &self.engine.endpoints[found.endpoint]
@@ -647,7 +650,7 @@ def maglev(key, names, weights):
 
 
 def measure(Engine engine, Batch source, uint32_t size, uint64_t now):
-    """Run all packets of ``source`` in batches of ``size``; the engine's nanoseconds for each batch.
+    """Run all packets of ``source`` in batches of ``size``; the engine's nanoseconds for each.
 
     The packets are copied first, as a device would hand them over: warm.
     """
@@ -668,6 +671,8 @@ def measure(Engine engine, Batch source, uint32_t size, uint64_t now):
                     source.memory + source.packets[first + one].offset - 16,
                     source.packets[first + one].length + 16,
                 )
+            # Or the engine would wait for what the copy has not read yet.
+            fence()
             before = clock_now()
             pthread_mutex_lock(&engine.engine.lock)
             run_batch(&engine.engine, batch.memory, batch.packets, count, now)
@@ -720,3 +725,4 @@ cdef extern from *:
     }
     """
     uint64_t clock_now "kp_clock_now"() noexcept nogil
+    void fence "__sync_synchronize"() noexcept nogil

@@ -77,11 +77,14 @@ cdef inline void put_key(
     cdef uint32_t size = 16 if family else 4
     memcpy(to, source, size)
     memcpy(to + size, destination, size)
-    to += 2 * size
-    put_raw16(to, sport)
-    put_raw16(to + 2, dport)
-    to[4] = protocol
-    memset(to + 5, 0, 3)
+    put_tail(to + 2 * size, two_ports(sport, dport), protocol)
+
+
+cdef inline uint32_t two_ports(uint16_t first, uint16_t second) noexcept nogil:
+    """Both as they stand in memory one after the other."""
+    if LITTLE_ENDIAN:
+        return first | <uint32_t>second << 16
+    return <uint32_t>first << 16 | second
 
 
 cdef inline uint32_t back_hash(

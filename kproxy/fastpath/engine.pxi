@@ -133,106 +133,96 @@ cdef inline void look_ahead(
         look_further(engine, views, fresh, fresh_count)
 
 
-# What a first packet is likely to need, found step by step for all first packets of the batch.
+# What is on the way to being known of a first packet, for all first packets of the batch.
 cdef struct Guess:
     WayKey wanted
     uint32_t tag
-    uint32_t number        # service + 1
-    uint64_t word
-    uint32_t use
-    uint32_t masquerade
-    uint32_t entry
+    WayKey *way
+    ServiceSlot *slot      # NULL: not a service's, or found out later
 
 
 cdef void look_further(
     Engine_ *engine, View *views, const uint32_t *fresh, uint32_t count
 ) noexcept nogil:
     """The same for packets that begin flows: way in, service, table, endpoint, and where in the
-    index the answers' tuple belongs."""
+    index the answers' tuple belongs. Ways and services are as good as decided here."""
     cdef Guess[64] guesses
     cdef Guess *guess
     cdef View *view
     cdef uint32_t one
-    cdef WayKey *way
-    cdef ServiceSlot *slot
     for one in range(count):
         guess = &guesses[one]
         view = &views[fresh[one]]
         way_wanted(&guess.wanted, view.family, &view.key)
-        guess.tag = view.way_tag = way_tag(&engine.flow_key, &guess.wanted)
-        guess.word = view.word = key_hash(&engine.seed, &view.key, view.family)
-        view.hashed = 1
+        guess.tag = way_tag(&engine.flow_key, &guess.wanted)
         kp_prefetch(&engine.ways.index.cells[guess.tag & engine.ways.index.mask])
     for one in range(count):
         guess = &guesses[one]
-        way = way_hint(&engine.ways, guess.tag)
-        guess.number = 0
-        if way != NULL:
-            kp_prefetch(way)
-            guess.number = <uint32_t>(way - engine.ways.slots) + 1
-    for one in range(count):
-        guess = &guesses[one]
-        if guess.number:
-            way = &engine.ways.slots[guess.number - 1]
-            guess.number = way.service + 1 if way.service < engine.service_high else 0
-            guess.use = 0 if way.kind == WAY_CLUSTER_IP else 1
-            kp_prefetch(&engine.services[way.service])
-    for one in range(count):
-        guess = &guesses[one]
+        guess.way = way_hint(&engine.ways, guess.tag)
+        if guess.way != NULL:
+            kp_prefetch(guess.way)
         view = &views[fresh[one]]
-        if guess.number:
-            guess_set(engine, view, guess)
+        view.word = key_hash(&engine.seed, &view.key, view.family)
+        view.hashed = 1
     for one in range(count):
         guess = &guesses[one]
-        if guess.number:
-            slot = &engine.services[guess.number - 1]
-            guess.entry = maglev_at(slot, guess.use, guess.word)
-            kp_prefetch(&slot.entries[guess.entry])
+        guess.slot = NULL
+        if guess.way != NULL and same_way(guess.way, &guess.wanted):
+            guess.slot = &engine.services[guess.way.service]
+            kp_prefetch(guess.slot)
     for one in range(count):
         guess = &guesses[one]
-        if guess.number:
-            guess_back(engine, &views[fresh[one]], guess)
+        if guess.slot != NULL:
+            plan_ahead(engine, &views[fresh[one]], guess)
+    for one in range(count):
+        guess = &guesses[one]
+        if guess.slot != NULL:
+            view = &views[fresh[one]]
+            view.entry = maglev_at(guess.slot, view.use, view.word)
+            kp_prefetch(&guess.slot.entries[view.entry])
+    for one in range(count):
+        guess = &guesses[one]
+        if guess.slot != NULL:
+            back_ahead(engine, &views[fresh[one]], guess.slot)
 
 
-cdef inline void guess_set(Engine_ *engine, View *view, Guess *guess) noexcept nogil:
-    cdef ServiceSlot *slot = &engine.services[guess.number - 1]
-    cdef uint8_t row
-    cdef uint32_t at
-    if slot.table == NULL or slot.algorithm != MAGLEV:
-        guess.number = 0
+cdef inline void plan_ahead(Engine_ *engine, View *view, Guess *guess) noexcept nogil:
+    """The treatment, and where in the Maglev table to look, if that is how the service chooses."""
+    cdef ServiceSlot *slot = guess.slot
+    cdef Treatment treatment
+    treat(engine, view.family, &view.key, guess.way, &treatment)
+    view.planned = 1
+    view.number = treatment.number
+    view.way_kind = treatment.kind
+    view.use = treatment.use
+    view.masquerade = treatment.masquerade
+    if slot.algorithm != MAGLEV or slot.sizes[view.use] == 0:
+        guess.slot = NULL
         return
-    row = slot.rows[guess.use][
-        client_of(&engine.nodes[view.family], view.family, <const uint8_t *>view.key.words)
-    ]
-    guess.use = row & 1
-    guess.masquerade = row >> 1
-    if slot.sizes[guess.use] == 0:
-        guess.number = 0
-        return
-    at = <uint32_t>(guess.word % slot.sizes[guess.use])
-    kp_prefetch(slot.narrow[guess.use] + (at << slot.wide))
+    kp_prefetch(
+        slot.narrow[view.use] + (<uint32_t>(view.word % slot.sizes[view.use]) << slot.wide)
+    )
 
 
-cdef inline void guess_back(Engine_ *engine, View *view, Guess *guess) noexcept nogil:
+cdef inline void back_ahead(
+    Engine_ *engine, View *view, const ServiceSlot *slot
+) noexcept nogil:
     cdef FlowTable *flows = &engine.flows[view.family]
     cdef const Node *node = &engine.nodes[view.family]
-    cdef const Entry *entry = &engine.services[guess.number - 1].entries[guess.entry]
+    cdef const Entry *entry = &slot.entries[view.entry]
     cdef const uint8_t *raw = <const uint8_t *>view.key.words
-    cdef uint32_t pair = flows.pair
     cdef const uint8_t *hidden = <const uint8_t *>node.masquerade
+    cdef uint16_t sport = raw16(raw + flows.pair)
+    cdef uint32_t port
     kp_prefetch(&engine.endpoints[entry.endpoint])
-    if not guess.masquerade:
+    if not view.masquerade:
         hidden = raw
-    put_key(
-        &view.back, view.family, entry.address, hidden, entry.port, raw16(raw + pair),
-        raw[pair + 4],
-    )
-    if guess.masquerade:
-        put_big16(
-            <uint8_t *>view.back.words + pair + 2,
-            node.first_port
-            + <uint32_t>((guess.word >> 32) % (node.last_port - node.first_port + 1)),
+    else:
+        port = node.first_port + <uint32_t>(
+            (view.word >> 32) % (node.last_port - node.first_port + 1)
         )
+        put_big16(<uint8_t *>&sport, port)
+    put_key(&view.back, view.family, entry.address, hidden, entry.port, sport, raw[flows.pair + 4])
     view.back_tag = <uint32_t>key_hash(&engine.flow_key, &view.back, view.family)
     view.hashed = 2
     kp_prefetch(&flows.index.cells[view.back_tag & flows.index.mask])
@@ -472,7 +462,7 @@ cdef bint still_right(Engine_ *engine, FlowTable *flows, Flow *flow) noexcept no
     if endpoint.until != NEVER:
         return False
     flow_key_of(flows, flow, THERE, &there)
-    if not find_treatment(engine, family, &there, NULL, &treatment):
+    if not find_treatment(engine, family, &there, &treatment):
         return False
     if treatment.number != endpoint.service:
         return False
@@ -484,20 +474,13 @@ cdef bint still_right(Engine_ *engine, FlowTable *flows, Flow *flow) noexcept no
 # --- first packets -----------------------------------------------------------------------------
 
 cdef bint find_treatment(
-    Engine_ *engine, uint8_t family, const Key *there, const View *view, Treatment *treatment
+    Engine_ *engine, uint8_t family, const Key *there, Treatment *treatment
 ) noexcept nogil:
-    """False when nobody here is asked for. ``view`` may be NULL, it has only hashes to give."""
-    cdef const uint8_t *raw = <const uint8_t *>there.words
+    """False when nobody here is asked for."""
     cdef WayKey wanted
     cdef WayKey *way
-    cdef uint8_t row
-    cdef uint32_t tag
     way_wanted(&wanted, family, there)
-    if view != NULL and view.hashed:
-        tag = view.way_tag
-    else:
-        tag = way_tag(&engine.flow_key, &wanted)
-    way = way_find(&engine.ways, tag, &wanted)
+    way = way_find(&engine.ways, way_tag(&engine.flow_key, &wanted), &wanted)
     if way == NULL:
         if not answers_node_ports(&engine.nodes[family], family, wanted.address):
             return False
@@ -506,26 +489,46 @@ cdef bint find_treatment(
         way = way_find(&engine.ways, way_tag(&engine.flow_key, &wanted), &wanted)
         if way == NULL:
             return False
-    treatment.slot = &engine.services[way.service]
+    treat(engine, family, there, way, treatment)
+    return True
+
+
+cdef inline void treat(
+    Engine_ *engine, uint8_t family, const Key *there, const WayKey *way, Treatment *treatment
+) noexcept nogil:
+    cdef ServiceSlot *slot = &engine.services[way.service]
+    cdef uint8_t row = slot.rows[0 if way.kind == WAY_CLUSTER_IP else 1][
+        client_of(&engine.nodes[family], family, <const uint8_t *>there.words)
+    ]
+    treatment.slot = slot
     treatment.number = way.service
     treatment.kind = way.kind
-    row = treatment.slot.rows[0 if way.kind == WAY_CLUSTER_IP else 1][
-        client_of(&engine.nodes[family], family, raw)
-    ]
     treatment.use = row & 1
     treatment.masquerade = row >> 1
-    return True
 
 
 cdef inline void way_wanted(WayKey *wanted, uint8_t family, const Key *there) noexcept nogil:
     """The way that a packet comes in by, if its destination is an address of a service."""
     cdef const uint8_t *raw = <const uint8_t *>there.words
-    cdef uint32_t size = 16 if family else 4
-    memset(wanted, 0, sizeof(WayKey))
-    memcpy(wanted.address, raw + size, size)
-    wanted.port = raw16(raw + 2 * size + 2)
-    wanted.protocol = raw[2 * size + 4]
-    wanted.family = family
+    cdef uint64_t[2] address
+    cdef uint64_t tail
+    # In whole words, as put_tail: port, protocol, family, four zero bytes.
+    if family:
+        memcpy(address, raw + 16, 16)
+        raw += 34
+    else:
+        memset(address, 0, 16)
+        memcpy(address, raw + 4, 4)
+        raw += 10
+    memcpy(wanted.address, address, 16)
+    if LITTLE_ENDIAN:
+        tail = raw16(raw) | <uint64_t>raw[2] << 16 | <uint64_t>family << 24
+        memcpy(<uint8_t *>wanted + 16, &tail, 8)
+    else:
+        memset(<uint8_t *>wanted + 16, 0, 8)
+        wanted.port = raw16(raw)
+        wanted.protocol = raw[2]
+        wanted.family = family
 
 
 cdef inline bint answers_node_ports(
@@ -595,7 +598,13 @@ cdef void first_packet(
     cdef const uint8_t *header = header_of(packet, view)
     cdef uint8_t why, state
     cdef Flow *flow
-    if not find_treatment(engine, view.family, &view.key, view, &treatment):
+    if view.planned:
+        treatment.slot = &engine.services[view.number]
+        treatment.number = view.number
+        treatment.kind = view.way_kind
+        treatment.use = view.use
+        treatment.masquerade = view.masquerade
+    elif not find_treatment(engine, view.family, &view.key, &treatment):
         not_ours(engine, view, now)
         return
     packet.service = treatment.number + 1
@@ -639,7 +648,11 @@ cdef Flow *begin(
     cdef Flow *flow
     word = view.word if view.hashed else key_hash(&engine.seed, &view.key, view.family)
     if entry == NULL:
-        entry = &slot.entries[choose(engine, slot, treatment.use, word)]
+        if view.hashed == 2:
+            engine.choices += 1
+            entry = &slot.entries[view.entry]
+        else:
+            entry = &slot.entries[choose(engine, slot, treatment.use, word)]
     if not find_back(
         engine, flows, view.family, &view.key, entry, treatment.masquerade, word, tick, view,
         &back, &tag,

@@ -236,6 +236,8 @@ cdef Flow *flow_add(
         slot = flows.free - 1
         flow = flow_at(flows, slot)
         flows.free = flow.next
+        if flows.free:
+            kp_prefetch(flow_at(flows, flows.free - 1))
     else:
         slot = flows.high
         flow = flow_at(flows, slot)

@@ -2,17 +2,21 @@
 
 cdef uint32_t[5] MAGLEV_SIZES = [251, 1021, 4093, 16381, 65537]
 cdef uint32_t *SHUFFLES[5]
-cdef uint32_t[87283] SHUFFLE_SPACE  # all five sizes together
+cdef uint32_t *PLACES[5]            # the other way: where in the shuffle a number is
+cdef uint32_t[87287] SHUFFLE_SPACE  # all five sizes together, and what is looked at in vain
+cdef uint32_t[87283] PLACE_SPACE
 
 
 cdef void fill_shuffles() noexcept nogil:
     cdef uint32_t *order = SHUFFLE_SPACE
+    cdef uint32_t *places = PLACE_SPACE
     cdef uint32_t size, last, other, swapped
     cdef uint64_t state, word
     cdef int which
     for which in range(5):
         size = MAGLEV_SIZES[which]
         SHUFFLES[which] = order
+        PLACES[which] = places
         for last in range(size):
             order[last] = last
         state = size
@@ -26,7 +30,10 @@ cdef void fill_shuffles() noexcept nogil:
             order[last] = order[other]
             order[other] = swapped
             last -= 1
+        for last in range(size):
+            places[order[last]] = last
         order += size
+        places += size
 
 
 fill_shuffles()
@@ -58,6 +65,72 @@ cdef extern from *:
     }
     """
     uint32_t kp_mod(uint64_t ratio, uint64_t value, uint32_t size) noexcept nogil
+    int kp_lowest "__builtin_ctz"(uint32_t bits) noexcept nogil
+
+
+# Half of all tries would go into the last 1 % of the slots, which hardly any try hits. For these it
+# is cheaper to work out when each endpoint would come by each of them.
+cdef enum:
+    LAST_SLOTS = 256
+    MOST_TURNS = 1024      # with more endpoints that table would be too large
+
+
+cdef uint32_t inverse(uint32_t value, uint32_t size, uint64_t ratio) noexcept nogil:
+    """By Fermat: value ** (size - 2), size being prime."""
+    cdef uint64_t power = value, result = 1
+    cdef uint32_t bits = size - 2
+    while bits:
+        if bits & 1:
+            result = kp_mod(ratio, result * power, size)
+        power = kp_mod(ratio, power * power, size)
+        bits >>= 1
+    return <uint32_t>result
+
+
+cdef void maglev_last(
+    int which, Turn *turns, uint32_t count, uint32_t first, uint64_t heaviest, uint32_t left,
+    const uint64_t *taken, uint32_t *when, uint8_t *narrow, uint16_t *wide,
+) noexcept nogil:
+    """The last slots, ``left`` of them, from the turn of ``first`` on. ``when`` has room for the
+    number of the try that hits each of them, for every endpoint."""
+    cdef uint32_t size = MAGLEV_SIZES[which]
+    cdef uint64_t ratio = UINT64_MAX // size + 1
+    cdef uint32_t[256] slots
+    cdef uint32_t one, slot, found = 0, best, each, back
+    cdef uint32_t *mine
+    cdef Turn *turn
+    for slot in range(size):
+        if not taken[slot >> 6] >> (slot & 63) & 1:
+            slots[found] = slot
+            found += 1
+    for one in range(count):
+        turn = &turns[one]
+        mine = when + one * LAST_SLOTS
+        back = inverse(turn.skip, size, ratio)
+        for each in range(left):
+            slot = slots[each] + size - turn.offset
+            mine[each] = PLACES[which][kp_mod(ratio, <uint64_t>slot * back, size)]
+    one = first
+    while left:
+        turn = &turns[one]
+        turn.credit += turn.weight
+        if turn.credit >= heaviest:
+            turn.credit -= heaviest
+            mine = when + one * LAST_SLOTS
+            best = 0
+            for each in range(1, left):
+                if mine[each] < mine[best]:
+                    best = each
+            slot = slots[best]
+            if narrow != NULL:
+                narrow[slot] = <uint8_t>turn.entry
+            else:
+                wide[slot] = <uint16_t>turn.entry
+            left -= 1
+            slots[best] = slots[left]
+            for each in range(count):
+                when[each * LAST_SLOTS + best] = when[each * LAST_SLOTS + left]
+        one = one + 1 if one + 1 < count else 0
 
 
 cdef void maglev_fill(
@@ -65,11 +138,14 @@ cdef void maglev_fill(
 ) noexcept nogil:
     """``turns`` hold hashes in offset and skip, weights and entries; all of it is used up. Entries
     below 256 go into ``narrow``, else (NULL) all into ``wide``."""
+    cdef uint32_t last = 128 if which < 4 else LAST_SLOTS
+    cdef uint32_t *when = NULL
     cdef uint32_t size = MAGLEV_SIZES[which]
     cdef uint64_t ratio = UINT64_MAX // size + 1
     # A bit a slot stays in the first-level cache where the table would not.
     cdef uint64_t[1025] taken
-    cdef uint32_t one, slot, left = size
+    cdef uint32_t one, slot, each, free_, left = size
+    cdef uint32_t[4] tries
     cdef uint64_t heaviest = 1
     cdef Turn *turn
     memset(taken, 0, sizeof(taken))
@@ -81,6 +157,11 @@ cdef void maglev_fill(
         turn.credit = 0
         if turn.weight > heaviest:
             heaviest = turn.weight
+    if 1 < count <= MOST_TURNS:
+        # Without memory it only takes longer.
+        when = <uint32_t *>malloc(count * <size_t>LAST_SLOTS * 4)
+    if when == NULL:
+        last = 0
     while True:
         for one in range(count):
             turn = &turns[one]
@@ -88,18 +169,33 @@ cdef void maglev_fill(
             if turn.credit < heaviest:
                 continue
             turn.credit -= heaviest
+            # Four tries at once: whether the next one hits is what a processor guesses worst. A
+            # free slot always comes before the shuffle's end, and what lies behind does no harm.
             while True:
-                slot = kp_mod(ratio, <uint64_t>turn.skip * turn.next[0], size) + turn.offset
-                if slot >= size:
-                    slot -= size
-                turn.next += 1
-                if not taken[slot >> 6] >> (slot & 63) & 1:
+                free_ = 0
+                for each in range(4):
+                    slot = kp_mod(ratio, <uint64_t>turn.skip * turn.next[each], size)
+                    slot += turn.offset
+                    slot -= size if slot >= size else 0
+                    tries[each] = slot
+                    free_ |= <uint32_t>(~taken[slot >> 6] >> (slot & 63) & 1) << each
+                if free_:
                     break
+                turn.next += 4
+            each = <uint32_t>kp_lowest(free_)
+            slot = tries[each]
+            turn.next += each + 1
             taken[slot >> 6] |= <uint64_t>1 << (slot & 63)
             if narrow != NULL:
                 narrow[slot] = <uint8_t>turn.entry
             else:
                 wide[slot] = <uint16_t>turn.entry
             left -= 1
-            if left == 0:
+            if left == last:
+                if last:
+                    maglev_last(
+                        which, turns, count, one + 1 if one + 1 < count else 0, heaviest, left,
+                        taken, when, narrow, wide,
+                    )
+                    free(when)
                 return

@@ -6,8 +6,8 @@ cdef extern from *:
     #include <stdlib.h>
     #include <sys/mman.h>
 
-    /* Zeroed pages that cost nothing until they are touched. Huge pages where the table is large: at
-       a million flows every look-up would miss the TLB as well as the caches. */
+    /* Zeroed pages that cost nothing until they are touched. Huge pages where the table is large:
+       at a million flows every look-up would miss the TLB as well as the caches. */
     static void *kp_map(size_t bytes) {
         void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -29,6 +29,7 @@ cdef extern from *:
     int pthread_mutex_lock(pthread_mutex_t *lock) noexcept nogil
     int pthread_mutex_unlock(pthread_mutex_t *lock) noexcept nogil
     int pthread_mutex_destroy(pthread_mutex_t *lock) noexcept nogil
+    void *aligned_alloc(size_t alignment, size_t size) noexcept nogil
     void *kp_map(size_t size) noexcept nogil
     void kp_unmap(void *at, size_t size) noexcept nogil
     void kp_prefetch(const void *at) noexcept nogil
@@ -141,8 +142,8 @@ cdef inline uint64_t sip(const SipKey *key, const uint8_t *data, size_t length) 
 
 # --- the index ---------------------------------------------------------------------------------
 
-# Open addressing with linear probing, at most half full: a look-up reads one cache line, seldom two.
-# A cell holds 32 bits of hash, whose low ones say where it belongs, and a slot + 1; 0 is free.
+# Open addressing with linear probing, at most half full: a look-up reads one cache line, seldom
+# two. A cell holds 32 bits of hash, whose low ones say where it belongs, and a slot + 1; 0 is free.
 cdef struct Index:
     uint64_t *cells
     uint32_t mask

@@ -59,11 +59,17 @@ cdef struct View:
     uint8_t in_parts
     uint8_t inner_protocol
     Key key                # of an ICMP error: that of the answers to the packet within
-    # Hashes that were needed to look further ahead, so that deciding need not take them again.
-    uint8_t hashed         # 1: the next two; 2: the last two as well
-    uint32_t way_tag
-    uint64_t word
+    # What was found in looking further ahead, so that deciding need not find it again. Tables do
+    # not change within a batch, flows do.
+    uint8_t hashed         # 1: the word; 2: the entry, and the answers' tuple with its tag, as well
+    uint8_t planned        # the treatment
+    uint8_t use
+    uint8_t masquerade
+    uint32_t number
+    uint32_t way_kind
+    uint32_t entry
     uint32_t back_tag
+    uint64_t word
     Key back
 
 
@@ -98,6 +104,7 @@ cdef void parse(View *view) noexcept nogil:
     """Everything but ``at``, ``length`` and ``capacity`` is found here."""
     view.ip = 0
     view.hashed = 0
+    view.planned = 0
     parse_ip(view, view.length, False)
 
 
@@ -276,9 +283,19 @@ cdef inline void key_of(View *view) noexcept nogil:
     else:
         memcpy(to, source_of(view), 8)
         to += 8
-    memcpy(to, ports, 4)
-    to[4] = view.protocol
-    memset(to + 5, 0, 3)
+    put_tail(to, raw32(ports), view.protocol)
+
+
+cdef inline void put_tail(uint8_t *to, uint32_t ports, uint8_t protocol) noexcept nogil:
+    """The last word of a key in one store: the hash reads it in one load, which would have to wait
+    for several stores to reach the cache."""
+    cdef uint64_t word = ports | <uint64_t>protocol << 32
+    if LITTLE_ENDIAN:
+        memcpy(to, &word, 8)
+    else:
+        memcpy(to, &ports, 4)
+        to[4] = protocol
+        memset(to + 5, 0, 3)
 
 
 cdef void inner_key_of(View *view) noexcept nogil:

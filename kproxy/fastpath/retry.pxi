@@ -183,10 +183,7 @@ cdef Entry *untried(Service *service, const Copy *copy, uint64_t word) noexcept 
 cdef void flow_key_of(FlowTable *flows, Flow *flow, int way, Key *key) noexcept nogil:
     cdef uint8_t *to = <uint8_t *>key.words
     memcpy(to, ends_of(flows, flow, way), flows.pair)
-    to += flows.pair
-    memcpy(to, &flow.ports[2 * way], 4)
-    to[4] = flow.protocol
-    memset(to + 5, 0, 3)
+    put_tail(to + flows.pair, raw32(<const uint8_t *>&flow.ports[2 * way]), flow.protocol)
 
 
 cdef void syn_send(
@@ -201,7 +198,7 @@ cdef void syn_send(
     view.capacity = packet.capacity
     parse(&view)
     packet.length = copy.length
-    if packet.header and copy.has_header:
+    if copy.has_header:
         memcpy(at - VNET_HEADER, copy.header, VNET_HEADER)
     send_on(engine, packet, &view, flow, THERE, now)
 
@@ -211,7 +208,8 @@ cdef bint syn_again(
 ) noexcept nogil:
     """The packet becomes the first SYN, to another endpoint; False when there is none."""
     cdef Copy *copy = &engine.copies[flow.copy - 1]
-    if not syn_retarget(engine, copy, flow, now):
+    # A checksum that is unfinished can go out only with a header that says so.
+    if copy.has_header != packet.header or not syn_retarget(engine, copy, flow, now):
         return False
     if copy.length > view.capacity:
         copy.pending = 1
@@ -248,6 +246,7 @@ cdef uint32_t run_due(
             if not syn_retarget(engine, copy, flow, now):
                 copy_release(engine, flow)
                 continue
+        packets[sent].header = copy.has_header
         packets[sent].code = CODE_FORWARD
         packets[sent].reason = WHY_NONE
         syn_send(engine, copy, flow, &packets[sent], memory + packets[sent].offset, now)

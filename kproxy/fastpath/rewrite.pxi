@@ -1,6 +1,7 @@
 # New addresses and ports in place, checksums corrected by what changed (kproxy.core.twin.rewrite).
 
-# Sums are of words as the machine reads them: one's complement sums do not mind (RFC 1071 section 2B).
+# Sums are of words as the machine reads them, which one's complement sums do not mind (RFC 1071
+# section 2B).
 
 cdef inline uint64_t sum_raw(const uint8_t *at, uint32_t length) noexcept nogil:
     """Of a multiple of 4 bytes; not folded."""

@@ -54,8 +54,8 @@ cdef enum:
 cdef uint32_t NEVER = UINT32_MAX
 
 
-# An endpoint of a service, for as long as a table or a flow names it. The first 64 bytes are what an
-# established flow touches.
+# An endpoint of a service, for as long as a table or a flow names it. The first 64 bytes are what
+# an established flow touches.
 cdef struct Endpoint:
     uint64_t[2] packets
     uint64_t[2] bytes
@@ -204,7 +204,9 @@ cdef bint in_ranges(const Range *ranges, uint32_t count, const uint8_t *address)
     return False
 
 
-cdef bint in_addresses(const uint8_t *sorted_, uint32_t count, const uint8_t *address) noexcept nogil:
+cdef bint in_addresses(
+    const uint8_t *sorted_, uint32_t count, const uint8_t *address
+) noexcept nogil:
     cdef uint32_t low = 0, high = count, middle
     cdef int order
     if count <= 16:
@@ -231,6 +233,16 @@ cdef inline uint32_t way_tag(const SipKey *key, const WayKey *way) noexcept nogi
     return <uint32_t>sip(key, <const uint8_t *>way, WAY_HASHED)
 
 
+cdef inline bint same_way(const WayKey *one, const WayKey *other) noexcept nogil:
+    cdef const uint8_t *at = <const uint8_t *>one
+    cdef const uint8_t *to = <const uint8_t *>other
+    return (
+        raw64(at) == raw64(to)
+        and raw64(at + 8) == raw64(to + 8)
+        and raw64(at + 16) == raw64(to + 16)
+    )
+
+
 cdef WayKey *way_find(const WayTable *ways, uint32_t tag, const WayKey *wanted) noexcept nogil:
     cdef uint32_t at = tag & ways.index.mask
     cdef uint64_t cell
@@ -241,11 +253,7 @@ cdef WayKey *way_find(const WayTable *ways, uint32_t tag, const WayKey *wanted) 
             return NULL
         if <uint32_t>(cell >> 32) == tag:
             found = &ways.slots[<uint32_t>cell - 1]
-            if (
-                raw64(found.address) == raw64(wanted.address)
-                and raw64(found.address + 8) == raw64(wanted.address + 8)
-                and raw64(<const uint8_t *>&found.port) == raw64(<const uint8_t *>&wanted.port)
-            ):
+            if same_way(found, wanted):
                 return found
         at = (at + 1) & ways.index.mask
 

@@ -41,7 +41,7 @@ _MODULO = 1 << 32
 
 
 class Kind(IntEnum):
-    """Messages that say something about tables, chains, rules and transactions."""
+    """Messages that say something about tables, chains, rules, sets and transactions."""
 
     NEWTABLE = 0
     DELTABLE = 2
@@ -49,6 +49,10 @@ class Kind(IntEnum):
     DELCHAIN = 5
     NEWRULE = 6
     DELRULE = 8
+    NEWSET = 9
+    DELSET = 11
+    NEWSETELEM = 12
+    DELSETELEM = 14
     NEWGEN = 15
 
 
@@ -61,6 +65,10 @@ _NAMES = {
     Kind.DELCHAIN: (1, 3),
     Kind.NEWRULE: (1, 2),
     Kind.DELRULE: (1, 2),
+    Kind.NEWSET: (1, 0),
+    Kind.DELSET: (1, 0),
+    Kind.NEWSETELEM: (1, 0),
+    Kind.DELSETELEM: (1, 0),
 }
 _KNOWN = {(_SUBSYSTEM << 8) + kind: kind for kind in Kind}
 

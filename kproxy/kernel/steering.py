@@ -1,9 +1,12 @@
-"""What leads packets to a device by policy: an address, a table with one route, three rules.
+"""What leads packets to a device by policy: an address, a table with two routes, three rules.
 
 The kernel asks its rules in the order of their preference, and the first is to look up the table
 ``local``. A packet with a mark is to go to our device even when its destination is this node, so
 that rule moves back and ours comes before it. At every moment some rule looks up ``local``: the new
 one is made before the old one goes, and the other way round on the way back.
+
+Behind the route to the device is one to nowhere: while nobody reads the device, what is marked is
+dropped, for its sender to send again, and does not wander off to somebody who would refuse it.
 
 All of it is one list of :class:`Part`, each in place or not; :func:`put` makes them in their order,
 :func:`take` undoes them in the opposite one. In the network namespace of the calling thread.
@@ -14,7 +17,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from typing import Any
 
@@ -29,6 +32,9 @@ from kproxy.kernel.netlink import explained, open_route
 _LOCAL_TABLE = 255
 _HOST_SCOPE, _LINK_SCOPE = 254, 253
 _IFF_UP = 0x1
+_BLACKHOLE = 6
+#: Of the route to nowhere: any other one comes first.
+_LAST = 4096
 
 _FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
@@ -52,6 +58,7 @@ class Part(StrEnum):
 
     UP = "device up"
     ADDRESS = "address of the device"
+    NOWHERE = "route to nowhere"
     ROUTE = "route to the device"
     LATER = "later rule for local"
     MARKED = "rule for marked packets"
@@ -80,6 +87,8 @@ def _held(plan: Plan, route: IPRoute) -> Iterator[Part]:
         yield Part.MARKED
     if (0, _LOCAL_TABLE, None) not in rules:
         yield Part.NOT_FIRST
+    if any(found["type"] == _BLACKHOLE for found in _routes(plan, route)):
+        yield Part.NOWHERE
     link = _link(plan, route)
     if link is None:
         return
@@ -87,7 +96,7 @@ def _held(plan: Plan, route: IPRoute) -> Iterator[Part]:
         yield Part.UP
     if plan.address and _addresses(plan, route, link["index"]):
         yield Part.ADDRESS
-    if any(_to(device) == link["index"] for device in _routes(plan, route)):
+    if any(_to(found) == link["index"] for found in _routes(plan, route)):
         yield Part.ROUTE
 
 
@@ -154,13 +163,13 @@ def take(plan: Plan, parts: Iterable[Part]) -> None:
                     _UNDO[part](plan, route)
 
 
-class _gone_is_fine:
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, refused: object, trace: object) -> bool:
-        fine = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL)
-        return isinstance(refused, RefusedByKernel) and refused.code in fine
+@contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except RefusedByKernel as refused:
+        if refused.code not in (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL):
+            raise
 
 
 def _index(plan: Plan, route: IPRoute) -> int:
@@ -204,10 +213,19 @@ def _give_route(plan: Plan, route: IPRoute) -> None:
 
 
 def _take_route(plan: Plan, route: IPRoute) -> None:
-    """All of the table: it is ours."""
+    """All of the table that lead to a device: it is ours."""
     for found in _routes(plan, route):
-        with suppress(RefusedByKernel):
-            route.route("del", **_route(plan), oif=_to(found))
+        if found["type"] != _BLACKHOLE:
+            with suppress(RefusedByKernel):
+                route.route("del", **_route(plan), oif=_to(found))
+
+
+def _give_nowhere(plan: Plan, route: IPRoute) -> None:
+    route.route("replace", **_route(plan), type="blackhole", priority=_LAST)
+
+
+def _take_nowhere(plan: Plan, route: IPRoute) -> None:
+    route.route("del", **_route(plan), type="blackhole", priority=_LAST)
 
 
 def _route(plan: Plan) -> dict[str, Any]:
@@ -245,6 +263,7 @@ _MAKE_MARKED, _DELETE_MARKED = _rule(lambda plan: plan.marked, lambda plan: plan
 _MAKE: dict[Part, Callable[[Plan, IPRoute], None]] = {
     Part.UP: _up,
     Part.ADDRESS: _give_address,
+    Part.NOWHERE: _give_nowhere,
     Part.ROUTE: _give_route,
     Part.LATER: _MAKE_LATER,
     Part.MARKED: _MAKE_MARKED,
@@ -253,6 +272,7 @@ _MAKE: dict[Part, Callable[[Plan, IPRoute], None]] = {
 _UNDO: dict[Part, Callable[[Plan, IPRoute], None]] = {
     Part.UP: _down,
     Part.ADDRESS: _take_address,
+    Part.NOWHERE: _take_nowhere,
     Part.ROUTE: _take_route,
     Part.LATER: _DELETE_LATER,
     Part.MARKED: _DELETE_MARKED,

@@ -41,7 +41,7 @@ def open_queues(name: str, count: int) -> list[int]:
     """
     queues: list[int] = []
     try:
-        for _ in range(count):
+        while len(queues) < count:
             queues.append(_open_queue(name))
         fcntl.ioctl(queues[0], _TUNSETPERSIST, 1)
         _offload(queues[0], name)

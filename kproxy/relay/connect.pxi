@@ -17,20 +17,29 @@ cdef bint own_fault(int problem) noexcept nogil:
 
 
 cdef void abandon(Worker *worker, Flow *flow) noexcept nogil:
-    """The endpoint failed this flow: its client is not bound to it any more."""
+    """The endpoint failed this flow: its client is not bound to it any more. Unless this node did:
+    then it tries the same one again, if that is whom it is bound to."""
     timer_stop(&flow.timer)
     if flow.server.handle.fd >= 0:
         close_fd(flow.server.handle.fd)
         flow.server.handle.fd = -1
     flow.server.readable = flow.server.read_on = flow.server.watches_room = False
     if flow.endpoint != NULL:
-        affinity_forget(flow.service, &flow.peer, flow.endpoint)
+        if not flow.own_fault:
+            affinity_forget(flow.service, &flow.peer, flow.endpoint)
         endpoint_release(flow.endpoint)
         flow.endpoint = NULL
+    flow.own_fault = False
 
 
 cdef void attempt_failed(Worker *worker, Flow *flow, int problem) noexcept nogil:
-    if flow.endpoint != NULL and not own_fault(problem):
+    if own_fault(problem):
+        # It may pass (a port's TIME_WAIT ends): the rung's time is for waiting, not for the client
+        # to be reset.
+        flow.own_fault = True
+        wait_with(worker, flow, &worker.ladder[flow.state.tries])
+        return
+    if flow.endpoint != NULL:
         tell(worker, flow.endpoint, outcome_of(problem))
     flow.tried.refused |= 1 << (flow.tried.size - 1 if flow.tried.size else 0)
     act(worker, flow, EVENT_REFUSED, 0)
@@ -112,7 +121,6 @@ cdef bint find_place(Worker *worker, Flow *flow, Address *place) noexcept nogil:
 cdef void try_next(Worker *worker, Flow *flow, int fd) noexcept nogil:
     """Choose and connect. ``fd``: a socket of the listener's family that may be used, or -1."""
     cdef Address place
-    cdef int off = 0
     if not find_place(worker, flow, &place):
         if fd >= 0:
             give_back_socket(worker, flow.peer.any.sa_family, fd)
@@ -130,10 +138,6 @@ cdef void try_next(Worker *worker, Flow *flow, int fd) noexcept nogil:
         act(worker, flow, EVENT_NOBODY, 0)
         return
     flow.server.handle.fd = fd
-    if flow.server.spill.data != NULL:
-        # There is something to send: let it carry the third packet of the handshake. Never
-        # without, because a server that speaks first would wait for that packet.
-        setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &off, sizeof(off))
     if connect(fd, &place.any, address_size(&place)) and errno != EINPROGRESS:
         attempt_failed(worker, flow, errno)
         return

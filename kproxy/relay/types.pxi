@@ -217,6 +217,8 @@ cdef struct Flow:
     uint8_t use
     # The server has sent something.
     uint8_t answered
+    # The attempt failed for want of something of this node's, and waits.
+    uint8_t own_fault
     # In the worker's list of those that were left with something to read.
     uint8_t queued
     Service *service

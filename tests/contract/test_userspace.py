@@ -279,7 +279,7 @@ def pod() -> Iterator[str]:
     netns.create(name)
     try:
         for words in (
-            f"link add cali1 type veth peer name eth0 netns {name}",
+            f"link add cali1 address 02:00:00:00:00:01 type veth peer name eth0 netns {name}",
             "address add 192.168.0.2/32 dev lo",
             "address add 10.180.0.1/32 dev lo",
             "link set cali1 up",
@@ -288,10 +288,9 @@ def pod() -> Iterator[str]:
             f"-n {name} link set eth0 up",
             f"-n {name} route add 169.254.1.1/32 dev eth0",
             f"-n {name} route add default via 169.254.1.1",
+            f"-n {name} neighbour add 169.254.1.1 lladdr 02:00:00:00:00:01 dev eth0",
         ):
             command.run(["ip", *words.split()])
-        sysctl.write("net/ipv4/conf/cali1/proxy_arp", "1")
-        sysctl.write("net/ipv4/ip_forward", "1")
         yield name
     finally:
         netns.remove(name)

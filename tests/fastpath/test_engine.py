@@ -342,7 +342,7 @@ def test_flood(make_pair: Any):
     kept = [opened(pair, sport) for sport in range(1000, 1100)]
     # As many as the table holds several times over, from random places.
     for number in range(2000):
-        source = f"10.{number % 200}.{number // 200}.{number % 251}"
+        source = f"10.180.{10 + number // 250}.{number % 250}"
         outcome = pair.send(ip(source, WEB4, TCP, tcp(2000 + number, 80)))
         assert outcome.code is Code.FORWARD
     assert pair.engine.totals()["flows"][0] == 256

@@ -8,8 +8,6 @@ import random
 from collections import Counter
 from typing import Any
 
-import pytest
-
 from kproxy.core.twin.values import Code, Member, Outcome, Range, Reason, ServiceTable
 from tests.fastpath.checks import check_sums
 from tests.fastpath.packets import (
@@ -172,6 +170,8 @@ class Life:
             check_sums(outcome.packet)
 
 
+LIVES = 24
+
 #: What must have come up in all lives together, or they prove too little.
 WANTED: tuple[Code | Reason, ...] = (
     *(Code.FORWARD, Code.PASS, Code.DROP, Code.REPLY),
@@ -180,15 +180,20 @@ WANTED: tuple[Code | Reason, ...] = (
 )
 
 
-@pytest.fixture(scope="module")
-def lived() -> Counter[Code | Reason]:
-    return Counter()
+def test_lives(make_pair: Any):
+    """Lives of two hundred batches: every packet, counter and verdict alike; and between them they
+    come by every code and reason."""
+    seen: Counter[Code | Reason] = Counter()
+    for seed in range(LIVES):
+        try:
+            seen += live(Life(make_pair, seed))
+        except AssertionError as error:
+            error.add_note(f"in the life of seed {seed}")
+            raise
+    assert not [wanted for wanted in WANTED if not seen[wanted]]
 
 
-@pytest.mark.parametrize("seed", range(24))
-def test_lives(make_pair: Any, lived: Counter[Code | Reason], seed: int):
-    """A life of two hundred batches: every packet, counter and verdict alike."""
-    life = Life(make_pair, seed)
+def live(life: Life) -> Counter[Code | Reason]:
     for number in range(200):
         if number % 10 == 0:
             life.commit()
@@ -196,11 +201,4 @@ def test_lives(make_pair: Any, lived: Counter[Code | Reason], seed: int):
         if number % 20 == 19:
             life.pair.check()
             life.pair.verdicts()
-    lived.update(life.seen)
-
-
-def test_lives_met_everything(lived: Counter[Code | Reason]):
-    """The lives above came by every code and reason that a life can lead to."""
-    missing = [wanted for wanted in WANTED if not lived[wanted]]
-    assert lived, "runs after test_lives"
-    assert not missing
+    return life.seen

@@ -17,7 +17,8 @@ Members = Mapping[str, frozenset[Member]]
 
 class Held:
     """``running``: the engine is at the device's queues. ``parts`` of the way there are in place;
-    ``unset`` are sysctls that are not as they should be. ``frame``: for it the chains stand, None:
+    ``sysctls`` are names of
+    those that are as the mode wants them. ``frame``: for it the chains stand, None:
     for none, or somebody has changed them. ``services`` and ``node`` are what the engine was told,
     ``node`` without the pods of interfaces; ``pods_moved``: these are others by now.
     """
@@ -27,7 +28,7 @@ class Held:
         *,
         running: bool,
         parts: frozenset[Part],
-        unset: frozenset[str],
+        sysctls: frozenset[str],
         frame: Frame | None,
         sets: Members,
         services: Mapping[PortName, ServiceTable],
@@ -36,7 +37,7 @@ class Held:
     ) -> None:
         self.running = running
         self.parts = parts
-        self.unset = unset
+        self.sysctls = sysctls
         self.frame = frame
         self.node = node
         self.pods_moved = pods_moved
@@ -62,7 +63,7 @@ class Held:
 
     def _key(self) -> tuple[object, ...]:
         return (
-            *(self.running, self.parts, self.unset, self.frame, self.node, self.pods_moved),
+            *(self.running, self.parts, self.sysctls, self.frame, self.node, self.pods_moved),
             *({name: members for name, members in self.sets.items() if members}, self.services),
         )
 
@@ -72,7 +73,7 @@ def settled(desired: Desired, parts: frozenset[Part]) -> Held:
     held = Held(
         running=True,
         parts=parts,
-        unset=frozenset(),
+        sysctls=frozenset(steer.sysctls(desired.frame)),
         frame=desired.frame,
         sets={},
         services={},
@@ -84,7 +85,8 @@ def settled(desired: Desired, parts: frozenset[Part]) -> Held:
 
 class Patch(Value, frozen=True, eq=False):
     """``full``: everything was compared. ``start``: the engine has to be brought to the device;
-    ``chains``: these have to be made. ``node`` None: it is as it was."""
+    ``chains``: these have to be made; ``unset`` are names of sysctls. ``node`` None: it is as it
+    was."""
 
     desired: Desired
     full: bool
@@ -125,6 +127,9 @@ class Patch(Value, frozen=True, eq=False):
 def diff(desired: Desired, actual: Held) -> Patch | None:
     """None when there is nothing to do."""
     before = actual.believed
+    added: Members
+    gone: Members
+    changed: Mapping[PortName, ServiceTable]
     if before is None:
         added, gone = minus(desired.sets, actual.sets), minus(actual.sets, desired.sets)
         changed, removed = differences(actual.services, desired.tables)
@@ -139,7 +144,7 @@ def diff(desired: Desired, actual: Held) -> Patch | None:
         full=before is None,
         start=not actual.running,
         parts=wanted(steer.plan(desired.frame.family)) - actual.parts,
-        unset=actual.unset,
+        unset=frozenset(steer.sysctls(desired.frame)) - actual.sysctls,
         chains=actual.frame != desired.frame,
         added=added,
         gone=gone,

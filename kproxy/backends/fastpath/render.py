@@ -10,14 +10,19 @@ import socket
 from collections.abc import Iterable, Mapping
 
 from kproxy.backends.fastpath.plan import Tables, node_table, plan_tables
-from kproxy.backends.fastpath.steer import HOSTS, PORTS, SERVICES, Frame, Member, Sets, merged
+from kproxy.backends.fastpath.steer import (
+    HIDING_PORTS,
+    HOSTS,
+    PORTS,
+    SERVICES,
+    Frame,
+    Member,
+    Sets,
+    merged,
+)
 from kproxy.core.objects import PortName, Protocol
 from kproxy.core.snapshot import LocalDetector, NodeSettings, PortPlan, Snapshot
 from kproxy.core.twin.values import NodeTable
-
-#: Ports behind which clients are hidden. They are reserved, so that the node's own connections do
-#: not take them; half of the range from which Linux chooses by default stays.
-HIDING_PORTS = (49152, 65535)
 
 _WORDS = {Protocol.TCP: "tcp", Protocol.UDP: "udp", Protocol.SCTP: "sctp"}
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
+from kproxy.backends.xtables.localnet import ROUTE_LOCALNET
 from kproxy.core.objects import Family, Value
 from kproxy.kernel.steering import Plan
 
@@ -36,6 +37,10 @@ _ROUTES = 102
 #: Packets that may wait for the engine: at 200,000 a second those of 20 ms.
 _QUEUE = 4096
 
+#: Ports behind which clients are hidden. They are reserved, so that the node's own connections do
+#: not take them; half of the range from which Linux chooses by default stays.
+HIDING_PORTS = (49152, 65535)
+
 #: One a family, so that each is served by itself.
 DEVICES = {Family.IPV4: "kp4", Family.IPV6: "kp6"}
 #: Without one the kernel checks no source on the device, and drops all.
@@ -46,7 +51,7 @@ _KEY = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
 
 SERVICES, PORTS, HOSTS = "services", "ports", "hosts"
 
-#: A member of a set, as nft writes it in JSON: (address, protocol, port), (protocol, port), address.
+#: A member of a set, as nft writes it: (address, protocol, port), (protocol, port), or address.
 Member = tuple[str, str, int] | tuple[str, int] | str
 Sets = Mapping[str, Collection[Member]]
 
@@ -66,14 +71,32 @@ def plan(family: Family) -> Plan:
 
 
 class Frame(Value, frozen=True):
-    """What the chains depend on. ``localhost``: node ports answer on 127.0.0.0/8 as well."""
+    """What the chains depend on. ``localhost``: node ports answer on 127.0.0.0/8 as well, and
+    clients there are served (IPv4 only)."""
 
     family: Family
     localhost: bool = False
 
 
-def sysctls(family: Family) -> tuple[tuple[str, str], ...]:
-    """Of the device: (name, value). They go with it."""
+#: Of the node, and recorded. An answer that conntrack could not place would not be led to the
+#: engine, and reach the client from an address that it never spoke to: so none is to be called
+#: INVALID for its sequence numbers.
+LIBERAL = ("net/netfilter/nf_conntrack_tcp_be_liberal", "1")
+#: Ports that the kernel gives to nobody who does not ask for one of them. Of both families.
+RESERVED = "net/ipv4/ip_local_reserved_ports"
+
+
+def sysctls(frame: Frame, *, checked: bool = True) -> dict[str, str]:
+    """All of them by name; :data:`RESERVED` has its ports among others. ``checked``: the node checks
+    the sources of what all its devices receive."""
+    first, last = HIDING_PORTS
+    node = dict([LIBERAL, (RESERVED, f"{first}-{last}")])
+    loopback = dict([ROUTE_LOCALNET]) if frame.localhost else {}
+    return node | loopback | device_sysctls(frame.family, checked=checked)
+
+
+def device_sysctls(family: Family, *, checked: bool = True) -> dict[str, str]:
+    """Those of the device, which go with it."""
     device, version = DEVICES[family], f"ipv{int(family)}"
     names = {
         "forwarding": "1",
@@ -85,10 +108,11 @@ def sysctls(family: Family) -> tuple[tuple[str, str], ...]:
             # The node as a client, and clients that are hidden behind it.
             "accept_local": "1",
             "route_localnet": "1",
-            # The strictest of this and conf/all counts, and no source is behind the device.
-            "rp_filter": "2",
+            # No source is behind the device. The strictest of this and conf/all counts: where that
+            # one checks, a loose check is the least, and there must be some route to a source.
+            "rp_filter": "2" if checked else "0",
         }
-    return tuple((f"net/{version}/conf/{device}/{name}", value) for name, value in names.items())
+    return {f"net/{version}/conf/{device}/{name}": value for name, value in names.items()}
 
 
 def skeleton(frame: Frame) -> str:
@@ -117,18 +141,19 @@ def _rules(frame: Frame, word: str) -> Iterator[tuple[str, str]]:
     go = f"meta mark set mark or {STEER:#x} accept"
     ask = f"ct mark set ct mark or {ASKED:#x} {go}"
     yield "pre", f'iifname "{device}" goto back'
+    if frame.localhost:
+        # What the kernel does by itself where route_localnet is off (CVE-2020-8558).
+        yield "pre", 'iifname != "lo" ip daddr 127.0.0.0/8 drop'
+        yield "pre", 'iifname != "lo" ip saddr 127.0.0.0/8 drop'
     yield "pre", "goto steer"
     yield "back", f"ct direction reply ct mark and {SERVED:#x} != 0 drop"
-    yield (
-        "back",
-        f"ct direction original ct mark and {SERVED | ASKED:#x} == 0 "
-        f"ct mark set ct mark or {SERVED:#x}",
-    )
+    fresh = f"ct direction original ct mark and {SERVED | ASKED:#x} == 0"
+    yield "back", f"{fresh} ct mark set ct mark or {SERVED:#x}"
     yield "steer", f"ct direction reply ct mark and {SERVED:#x} != 0 {go}"
     yield "steer", f"ct direction original ct mark and {ASKED:#x} != 0 {go}"
     yield "steer", f"{word} daddr . meta l4proto . th dport @{SERVICES} {ask}"
     yield "steer", f"meta l4proto . th dport @{PORTS} {word} daddr @{HOSTS} {ask}"
-    if frame.localhost and frame.family is Family.IPV4:
+    if frame.localhost:
         yield "steer", f"ip daddr 127.0.0.0/8 meta l4proto . th dport @{PORTS} {ask}"
     yield "out", "goto steer"
 

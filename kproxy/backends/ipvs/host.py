@@ -11,15 +11,13 @@ from functools import partial
 from kproxy.backends.ipvs.plan import server_key
 from kproxy.backends.ipvs.sets import kinds
 from kproxy.backends.ipvs.sysctls import KernelVersion
-from kproxy.backends.xtables.door import tool
+from kproxy.backends.xtables import host
 from kproxy.backends.xtables.host import (
     Feature,
     asks_sets,
     common_features,
-    detect_variant,
     drops_invalid,
     knows_random_fully,
-    lacking,
     require,
 )
 from kproxy.backends.xtables.rules import Table
@@ -27,7 +25,7 @@ from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family, Protocol, Value
 from kproxy.core.servers import Order, Scheduling, Verb
 from kproxy.errors import MachineError, NetlinkError
-from kproxy.kernel import command, dummy, netns
+from kproxy.kernel import dummy, netns
 from kproxy.kernel.ipset import KINDS, IpSets
 from kproxy.kernel.ipvs import Ipvs, told
 
@@ -69,21 +67,8 @@ def features(family: Family) -> tuple[Feature, ...]:
 
 
 def working_variant() -> Variant:
-    """The iptables variant that this host uses, if it works here, else the other if that does.
-
-    A kernel may lack either: the one of user-mode Linux has no nat in nf_tables. Where neither
-    works it is the host's, whose lack :func:`probe` then explains.
-    """
-    used = detect_variant()
-    other = Variant.LEGACY if used is Variant.NFT else Variant.NFT
-    return used if _works(used) or not _works(other) else other
-
-
-def _works(variant: Variant) -> bool:
-    """In one family: a kernel that does not have the other one still serves this one."""
-    if command.find(tool(Family.IPV4, variant, "restore")) is None:
-        return False
-    return not lacking(Family.IPV4, variant, features(Family.IPV4))
+    """The iptables variant for this host; see :mod:`kproxy.backends.xtables.host`."""
+    return host.working_variant(features)
 
 
 def probe(family: Family, variant: Variant, scheduler: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from kproxy.backends.userspace.carried import Carried, code_of
 from kproxy.backends.userspace.door import RelayDoor
 from kproxy.backends.userspace.estate import Estate, Lent, LentFront, LentPort, Words
+from kproxy.backends.userspace.sockets import address_of
 from kproxy.core.objects import PortName
 from kproxy.errors import KernelError
 
@@ -95,11 +96,22 @@ class Heir:
     def adopt(self, estate: Estate) -> None:
         """Get ready to serve all of it, and hold what it holds; the value's descriptors are ours.
         Nobody is served before :meth:`enter`."""
-        self._waiting = {lent.service.name: lent for lent in estate.services}
+        self._waiting = {lent.service.name: self._fitting(lent) for lent in estate.services}
         for held in estate.node_ports:
             self._door.node_ports.adopt(held.port, held.fds)
         for lent in estate.services:
             self._door.carried.tell(lent.service)
+
+    def _fitting(self, lent: Lent) -> Lent:
+        """But for fronts that listen elsewhere than we are to (another --bind-address): rules will
+        not lead there, and the first sync opens others."""
+        fronts = []
+        for front in lent.fronts:
+            if all(address_of(fd) == self._door.listen for fd in front.fds):
+                fronts.append(front)
+            else:
+                close_all(front.fds)
+        return Lent(lent.service, tuple(fronts))
 
     def enter(self, words: Words) -> None:
         """Serve a service that was adopted: the predecessor takes nothing more for it."""

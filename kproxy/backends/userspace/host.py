@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kproxy.backends.xtables import host
 from kproxy.backends.xtables.host import Feature, common_features, require
 from kproxy.backends.xtables.rules import Table
 from kproxy.backends.xtables.variant import Variant
@@ -36,6 +37,11 @@ def features(family: Family) -> tuple[Feature, ...]:
         ),
     )
     return (*common_features(family), *(Feature(*row) for row in rows))
+
+
+def working_variant() -> Variant:
+    """The iptables variant for this host; see :mod:`kproxy.backends.xtables.host`."""
+    return host.working_variant(features)
 
 
 def probe(family: Family, variant: Variant) -> None:

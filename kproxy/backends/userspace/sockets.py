@@ -84,6 +84,15 @@ def plain(family: Family, *, udp: bool) -> socket.socket:
     return one
 
 
+def address_of(fd: int) -> str:
+    """Where a socket is bound, as text; the descriptor stays open."""
+    one = socket.socket(fileno=fd)
+    try:
+        return str(one.getsockname()[0])
+    finally:
+        one.detach()
+
+
 def _listen(one: socket.socket) -> None:
     """What is set here, the accepted connections inherit: it saves two calls for each of them."""
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -193,6 +193,24 @@ def detect_variant() -> Variant:
     return Variant.NFT if b"nf_tables" in told else Variant.LEGACY
 
 
+def working_variant(wanted: Callable[[Family], tuple[Feature, ...]]) -> Variant:
+    """The iptables variant that this host uses, if it works here, else the other if that does.
+
+    A kernel may lack either: the one of user-mode Linux has no nat in nf_tables. Where neither
+    works it is the host's, whose lack a probe then explains.
+    """
+    used = detect_variant()
+    other = Variant.LEGACY if used is Variant.NFT else Variant.NFT
+    return used if _works(used, wanted) or not _works(other, wanted) else other
+
+
+def _works(variant: Variant, wanted: Callable[[Family], tuple[Feature, ...]]) -> bool:
+    """In one family: a kernel that does not have the other one still serves this one."""
+    if command.find(tool(Family.IPV4, variant, "restore")) is None:
+        return False
+    return not lacking(Family.IPV4, variant, wanted(Family.IPV4))
+
+
 def _saved(variant: Variant) -> str:
     """The rules of both families; nothing when that variant's tools or kernel part are missing."""
     texts = []

@@ -30,4 +30,4 @@ LOCALNET_GUARD = Rule(
 ROUTE_LOCALNET = ("net/ipv4/conf/all/route_localnet", "1")
 
 #: Modes that serve node ports there by it: one of them leaves it as the one before had it.
-NEEDED_BY = frozenset({"iptables", "userspace"})
+NEEDED_BY = frozenset({"iptables", "userspace", "fastpath"})

@@ -229,7 +229,7 @@ class Twin:
         if not partial_fits(header, parsed):
             return _drop(packet, Reason.MALFORMED, header)
         if self.retries.unreachable(flow, way, packet, parsed):
-            instead = self.retries.again(self, flow, now, capacity)
+            instead = self.retries.again(self, flow, now, header, capacity)
             if instead is not None:
                 return instead
         sent = flow.ends[1 - way]
@@ -287,7 +287,7 @@ class Twin:
                 return _drop(packet, Reason.STALE, header)
             return _answer(packet, parsed, refuse.reset, Reason.DRAINED, header, capacity)
         if self.retries.refused(flow, way, packet, parsed):
-            instead = self.retries.again(self, flow, now, capacity)
+            instead = self.retries.again(self, flow, now, header, capacity)
             if instead is not None:
                 return instead
         if flow.state is State.SYN_SENT and next_state(flow.state, way, parsed.event) != flow.state:

@@ -137,12 +137,15 @@ class Retries:
         self._failed(flow.endpoint, Finding.UNREACHABLE)
         return True
 
-    def again(self, twin: Twin, flow: Flow, now: int, capacity: int) -> Outcome | None:
+    def again(
+        self, twin: Twin, flow: Flow, now: int, header: bytes, capacity: int
+    ) -> Outcome | None:
         """The first SYN, to another endpoint; None when there is none, or no try is left."""
         assert flow.copy is not None
         copy = self.copies[flow.copy]
         assert copy is not None
-        if not self._retarget(twin, copy, flow, now):
+        # A checksum that is unfinished can go out only with a header that says so.
+        if bool(copy.header) != bool(header) or not self._retarget(twin, copy, flow, now):
             return None
         if len(copy.packet) > capacity:
             copy.pending = True

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
 import pytest
+from msgspec.structs import replace
 
 from kproxy.backends.userspace import handover, sockets
 from kproxy.backends.userspace.bequest import Heir
@@ -20,6 +21,7 @@ from kproxy.backends.userspace.plan import NodePort, Service
 from kproxy.backends.userspace.wire import Line
 from kproxy.core.objects import Family, PortName, Protocol
 from kproxy.core.policy import Use
+from kproxy.core.snapshot import UserspaceSettings
 from kproxy.errors import KernelError
 from tests.contract.namespaces import scratch
 
@@ -175,3 +177,22 @@ def test_services_that_come_and_go_in_between(scene: Scene) -> None:
     scene.old.drop(NAMES[:1])
     assert list(scene.old.running()) == NAMES[1:]
     assert all(scene.serves(scene.old, name) for name in NAMES[1:])
+
+
+def test_sockets_at_another_address_are_not_served(scene: Scene) -> None:
+    """A successor that is to listen elsewhere opens fronts of its own: rules lead to its address,
+    where those of the predecessor would refuse everybody."""
+    with closing(RelayDoor(V4, UserspaceSettings(listen="127.0.0.2"))) as new:
+        before, theirs = _listening(), scene.old.carried.sockets
+        heir, done = Heir(new), scene.hand_over()
+        heir.adopt(scene.successor.estates()[V4])
+        os.close(scene.successor.parting(lambda _, words: heir.enter(words)))
+        scene.successor._line.say(handover.Serving())
+        done.result()
+        assert all(not standing.ports for standing in new.running().values())
+        assert _listening() == before - theirs
+        wanted = [replace(each.service, uses=tuple(Use)) for each in new.running().values()]
+        assert new.put(wanted) == {}
+        for standing in new.running().values():
+            for port in standing.ports.values():
+                socket.create_connection(("127.0.0.2", port), timeout=10).close()

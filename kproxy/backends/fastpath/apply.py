@@ -1,0 +1,221 @@
+"""Fastpath mode: the backend that keeps the engine and what leads to it in step with a plan.
+
+Order of a change: the engine learns what is new, then packets are led to it; what goes is no longer
+led to it before the engine forgets it. A service whose endpoints change touches the engine alone.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from kproxy import logs
+from kproxy.backends.base import Applied
+from kproxy.backends.fastpath import estate, host, steer
+from kproxy.backends.fastpath.carrier import Carrier
+from kproxy.backends.fastpath.door import OUTLIVING, SteerDoor
+from kproxy.backends.fastpath.estate import Estate
+from kproxy.backends.fastpath.held import Held, Patch, diff, settled
+from kproxy.backends.fastpath.render import Desired, render
+from kproxy.backends.fastpath.seed import kept_seed
+from kproxy.backends.xtables.localnet import ROUTE_LOCALNET
+from kproxy.core.objects import Family, PortName
+from kproxy.core.snapshot import FastpathSettings, LocalDetector, Snapshot
+from kproxy.errors import KernelError
+from kproxy.kernel.steering import Part, wanted
+
+_log = logs.get("fastpath")
+
+#: Seconds between two looks for pods that came or went, where an interface tells them.
+LOOK_FOR_PODS = 1.0
+
+
+class FastpathBackend:
+    """One family, in the network namespace of the calling thread. ``door`` is to the kernel."""
+
+    mode = "fastpath"
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        settings: FastpathSettings = FastpathSettings(),  # noqa: B008 (frozen)
+        door: SteerDoor | None = None,
+    ) -> None:
+        self.family = family
+        self.door = SteerDoor(family) if door is None else door
+        self._settings = settings
+        self._carrier: Carrier | None = None
+        self._folder: Path | None = None
+        #: Whether it was looked what the process before has left.
+        self._taken = False
+        self._detector: LocalDetector | None = None
+        self._notices: dict[PortName, str] = {}
+
+    # --- what outlives the process, see kproxy.backends.base.Keeping ---
+
+    def keep(self, folder: Path) -> None:
+        self._folder = folder
+
+    def close(self) -> None:
+        """Leaves flows and affinities to the next process."""
+        carrier, self._carrier = self._carrier, None
+        if carrier is None:
+            return
+        carrier.stop()
+        if self._folder is not None:
+            records, names = carrier.leave()
+            left = Estate(names=names, records=records)
+            try:
+                estate.leave(self._folder, self.family, left)
+            except KernelError as failed:
+                _log.warning("connections may end with the next start", why=failed)
+
+    def _take_over(self, carrier: Carrier) -> None:
+        """What the process before left, before the first packet comes."""
+        left = estate.take(self._folder, self.family) if self._folder is not None else None
+        self._taken = True
+        if left is None:
+            return
+        try:
+            taken = carrier.take(left.records, left.names)
+        except ValueError as wrong:
+            _log.warning("what was left cannot be read", family=int(self.family), why=wrong)
+        else:
+            _log.info("took over", family=int(self.family), flows=taken)
+
+    @property
+    def carrier(self) -> Carrier:
+        """The engine and its threads; made when first asked for."""
+        if self._carrier is None:
+            seed = self._settings.seed
+            if not seed:
+                seed = secrets.token_bytes(16) if self._folder is None else kept_seed(self._folder)
+            self._carrier = Carrier(self.family, self._settings, seed)
+        return self._carrier
+
+    @property
+    def carrying(self) -> Carrier | None:
+        """The same, if there is one."""
+        return self._carrier
+
+    # --- from plan to kernel ---
+
+    def probe(self) -> None:
+        host.probe(self.family)
+
+    def render(self, snapshot: Snapshot, previous: Desired | None) -> Desired:
+        return render(snapshot, previous)
+
+    def read(self) -> Held:
+        frame, sets = self.door.table()
+        carrier = self._carrier
+        return Held(
+            running=carrier is not None and carrier.running,
+            parts=self.door.parts(),
+            sysctls=self.door.sysctls(),
+            frame=frame,
+            sets=sets,
+            services={} if carrier is None else carrier.services,
+            node=None if carrier is None else carrier.node,
+            pods_moved=self._pods_moved(),
+        )
+
+    def settled(self, desired: Desired) -> Held:
+        return settled(desired, wanted(self.door.plan))
+
+    def diff(self, desired: Desired, actual: Held) -> Patch | None:
+        return diff(desired, actual)
+
+    def touched(self, patch: Patch) -> Iterator[PortName]:
+        return patch.names()
+
+    def apply(self, patch: Patch) -> Applied:
+        """Bring a patch about, what is new first."""
+        carrier, transactions = self.carrier, 0
+        self._tell(carrier, patch)
+        if not self._taken:
+            self._take_over(carrier)
+        if patch.start:
+            carrier.start()
+        # A device that was made anew has lost everything.
+        self.door.set(self._unset(patch) - OUTLIVING)
+        self.door.put(self._missing(patch))
+        if script := self._script(patch):
+            self.door.run(script)
+            transactions = 1
+        # After the guard: route_localnet would open 127.0.0.1 to neighbours.
+        self.door.set(patch.unset & OUTLIVING)
+        if patch.chains and self.family is Family.IPV4 and not patch.desired.frame.localhost:
+            self.door.forget({ROUTE_LOCALNET[0]})
+        if patch.removed:
+            carrier.commit({}, patch.removed)
+        self._notices = dict(patch.desired.tables.notices)
+        elements = steer.count(patch.added) + steer.count(patch.gone)
+        services = len(patch.changed) + len(patch.removed)
+        parts = len(patch.parts) + len(patch.unset) + patch.start + patch.chains
+        written = {"engine": services, "sets": elements, "ways": parts}
+        return Applied(
+            full=patch.full,
+            written=sum(written.values()) + (patch.node is not None),
+            tables=tuple(sorted((name, count) for name, count in written.items() if count)),
+            transactions=transactions,
+        )
+
+    def _tell(self, carrier: Carrier, patch: Patch) -> None:
+        desired = patch.desired
+        if patch.node is not None or carrier.node is None:
+            self._detector = desired.detector
+            carrier.set_node(desired.node, self.door.pods(desired.detector))
+        if patch.changed:
+            carrier.commit(patch.changed, ())
+
+    def _unset(self, patch: Patch) -> frozenset[str]:
+        if not patch.start:
+            return patch.unset
+        return frozenset(steer.sysctls(patch.desired.frame)) - self.door.sysctls()
+
+    def _missing(self, patch: Patch) -> frozenset[Part]:
+        return patch.parts if not patch.start else wanted(self.door.plan) - self.door.parts()
+
+    def _script(self, patch: Patch) -> str:
+        frame = patch.desired.frame
+        skeleton = steer.skeleton(frame) if patch.chains else ""
+        return skeleton + steer.changes(self.family, patch.added, patch.gone)
+
+    # --- between syncs ---
+
+    def tend(self) -> float | None:
+        """Endpoints that are gone, and pods that came or went."""
+        carrier = self._carrier
+        if carrier is None:
+            return None
+        if self._pods_moved() and carrier.node is not None:
+            carrier.set_node(carrier.node, self.door.pods(self._detector))
+        delays = [carrier.reap(), LOOK_FOR_PODS if self._detector is not None else None]
+        return min((delay for delay in delays if delay is not None), default=None)
+
+    def _pods_moved(self) -> bool:
+        carrier = self._carrier
+        if carrier is None or self._detector is None:
+            return False
+        return self.door.pods(self._detector) != carrier.pods
+
+    def left_out(self) -> Iterator[tuple[PortName, str]]:
+        """Annotations that make no sense: the service ports are served without."""
+        yield from sorted(self._notices.items())
+
+    # --- the end ---
+
+    def cleanup(self) -> None:
+        self.close()
+        clean(self.door)
+
+
+def clean(door: SteerDoor, kept: Collection[str] = ()) -> bool:
+    """Take everything away, in the opposite order; whether there was anything. ``kept`` are
+    sysctls that the mode which serves now needs as well."""
+    door.forget(OUTLIVING - set(kept))
+    found = door.delete_table()
+    return door.take() or found

@@ -248,12 +248,15 @@ cdef Endpoint *next_in_list(
     EndpointList *places, const Tried *tried, bint refused_only
 ) noexcept nogil:
     """Round robin, past what was tried (or only past what said no). NULL: nobody is left."""
+    # Further tries have a turn of their own: with one of two endpoints dead they would put the
+    # other's turn forward each time, and every client met the dead one first.
+    cdef uint32_t *cursor = &places.cursor if tried == NULL or not tried.size else &places.retries
     cdef Endpoint *endpoint
     for _ in range(min(places.size, <uint32_t>MOST_TRIES + 1)):
-        if places.cursor >= places.size:
-            places.cursor = 0
-        endpoint = places.at[places.cursor]
-        places.cursor += 1
+        if cursor[0] >= places.size:
+            cursor[0] = 0
+        endpoint = places.at[cursor[0]]
+        cursor[0] += 1
         if tried == NULL or not tried_has(tried, endpoint, refused_only):
             return endpoint
     return NULL

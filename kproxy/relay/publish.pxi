@@ -112,7 +112,7 @@ cdef void list_replace(
     free(places.at)
     places.at = room
     places.size = size
-    places.cursor = 0
+    places.cursor = places.retries = 0
 
 
 cdef bint settle_endpoints(Service *service) noexcept nogil:

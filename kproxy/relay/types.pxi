@@ -95,7 +95,9 @@ cdef struct Endpoint:
 cdef struct EndpointList:
     Endpoint **at
     uint32_t size
+    # Whose turn it is: at the first try, and at further ones.
     uint32_t cursor
+    uint32_t retries
 
 # One client of a service with affinity; in the table by address, in the list of the service by age,
 # in the list of its endpoint so that an endpoint that goes takes its own along.

@@ -114,6 +114,16 @@ def test_lists_of_fronts(relays: ModuleType):
         assert {served_by(lab, client_from(lab, HOST, local)) for _ in range(6)} == {2, 3}
 
 
+def test_further_tries_do_not_take_turns(relays: ModuleType):
+    """Of two endpoints one is dead: every second client meets it first, and not each of them."""
+    with relaying(relays) as lab:
+        (alive,) = (each.getsockname() for each in lab.endpoints)
+        lab.publish(alive, nobody())
+        for _ in range(6):
+            assert served_by(lab, lab.client()) == 0
+        assert lab.counted("retries") == 3
+
+
 def test_lists_are_shuffled(relays: ModuleType):
     """Services do not all begin with the same endpoint: of forty lists of eight, not all do (the
     chance that they would by accident is 8**-39)."""

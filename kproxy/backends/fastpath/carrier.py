@@ -34,7 +34,7 @@ MOST_WORKERS = 4
 
 #: Nanoseconds that a thread looks for the next packet before it sleeps. Waking it takes longer than
 #: a connection's next packet, which is usually there by then.
-SPIN = 20_000
+SPIN = int(os.environ.get("KP_SPIN","20000"))
 
 #: Seconds between two looks whether endpoints that are gone have no flows left.
 REAP = 5.0
@@ -49,7 +49,7 @@ class Carrier:
     def __init__(self, family: Family, settings: FastpathSettings, seed: bytes) -> None:
         self.family = family
         self.engine: Engine = tables.make_engine(_engine_settings(settings, seed))
-        self._workers = settings.workers or min(MOST_WORKERS, os.cpu_count() or 1)
+        self._workers = int(os.environ.get("KP_W","0")) or settings.workers or min(MOST_WORKERS, os.cpu_count() or 1)
         self._pumps: list[Pump] = []
         self._threads: list[threading.Thread] = []
         self._queues: list[int] = []

@@ -96,6 +96,74 @@ cdef SipKey _sip_key(key, name) except *:
     return made
 
 
+cdef struct Totals:
+    uint64_t[5] codes
+    uint64_t[12] drops
+    uint32_t[2] flows
+    uint32_t[2] affinities
+    uint32_t endpoints
+    uint32_t ways
+    uint64_t recycled
+    uint64_t expired
+
+
+cdef void locked_totals(Engine_ *engine, Totals *totals) noexcept nogil:
+    cdef int family
+    pthread_mutex_lock(&engine.lock)
+    memcpy(totals.codes, engine.codes, sizeof(totals.codes))
+    memcpy(totals.drops, engine.drops, sizeof(totals.drops))
+    for family in range(2):
+        totals.flows[family] = engine.flows[family].count
+        totals.affinities[family] = engine.affinities[family].count
+    totals.endpoints = engine.endpoint_count
+    totals.ways = engine.ways.count
+    totals.recycled = engine.recycled
+    totals.expired = engine.expired
+    pthread_mutex_unlock(&engine.lock)
+
+
+cdef uint32_t locked_verdicts(Engine_ *engine, Verdict *taken) noexcept nogil:
+    cdef uint32_t count
+    pthread_mutex_lock(&engine.lock)
+    count = engine.verdict_count
+    memcpy(taken, engine.verdicts, count * sizeof(Verdict))
+    engine.verdict_count = 0
+    pthread_mutex_unlock(&engine.lock)
+    return count
+
+
+cdef void locked_endpoint(Engine_ *engine, uint32_t slot, Endpoint *endpoint) noexcept nogil:
+    pthread_mutex_lock(&engine.lock)
+    endpoint[0] = engine.endpoints[slot]
+    pthread_mutex_unlock(&engine.lock)
+
+
+cdef int locked_flow(Engine_ *engine, View *view, int *way, Endpoint *endpoint) noexcept nogil:
+    """The state of the flow that a packet belongs to, -1 for none."""
+    cdef FlowTable *flows = &engine.flows[view.family]
+    cdef Flow *found
+    cdef int state = -1
+    view.tag = <uint32_t>key_hash(&engine.flow_key, &view.key, view.family)
+    pthread_mutex_lock(&engine.lock)
+    found = flow_find(flows, &view.key, view.tag, way)
+    if found != NULL:
+        state = found.state
+        endpoint[0] = engine.endpoints[found.endpoint]
+    pthread_mutex_unlock(&engine.lock)
+    return state
+
+
+cdef void locked_node(Engine_ *engine, int family, Node *node) noexcept nogil:
+    """Exchanges them: the old one is in ``node`` afterwards."""
+    cdef Node old
+    pthread_mutex_lock(&engine.lock)
+    old = engine.nodes[family]
+    engine.nodes[family] = node[0]
+    engine.version += 1
+    pthread_mutex_unlock(&engine.lock)
+    node[0] = old
+
+
 @cython.final
 cdef class Engine:
     cdef Engine_ engine
@@ -248,7 +316,6 @@ cdef class Engine:
         cdef _Buffer hidden = _Buffer(masquerade)
         cdef int which = {4: 0, 6: 1}[family]
         cdef Node made
-        cdef Node old
         cdef uint32_t one
         memset(&made, 0, sizeof(Node))
         first, last = ports
@@ -278,12 +345,8 @@ cdef class Engine:
             if made.pods[one].bits > (128 if which else 32):
                 free_node(&made)
                 raise ValueError("a range has too many bits")
-        pthread_mutex_lock(&self.engine.lock)
-        old = self.engine.nodes[which]
-        self.engine.nodes[which] = made
-        self.engine.version += 1
-        pthread_mutex_unlock(&self.engine.lock)
-        free_node(&old)
+        locked_node(&self.engine, which, &made)
+        free_node(&made)
 
     def commit(self, changed, removed, uint64_t now):
         cdef list made = []
@@ -353,13 +416,13 @@ cdef class Engine:
     cdef _put(self, list made, list removed, uint32_t tick):
         cdef Engine_ *engine = &self.engine
         cdef Service *service
-        cdef uint32_t one, number_, slot
+        cdef Change change
+        cdef uint32_t one
         old, retired = [], []
         for number in removed:
             old.append(<uintptr_t>engine.services[<uint32_t>number].table)
             for place, where in self._places[number].items():
                 retired.append((number, place, where))
-            self._in_force.discard(number)
         for number, pointer, places in made:
             service = <Service *><uintptr_t>pointer
             known = self._places.setdefault(number, {})
@@ -378,24 +441,32 @@ cdef class Engine:
                     self._gone.pop(where, None)
                 service.entries[one].endpoint = where
                 one += 1
-            self._in_force.add(number)
-            if number >= engine.service_high:
-                engine.service_high = number + 1
+        try:
+            if not change_open(&change, len(old), len(removed), len(retired), len(made)):
+                raise MemoryError
+            for pointer in old:
+                change.old[change.old_count] = <Service *><uintptr_t>pointer
+                change.old_count += 1
+            for number in removed:
+                change.removed[change.removed_count] = number
+                change.removed_count += 1
+            for _, _, where in retired:
+                change.retired[change.retired_count] = where
+                change.retired_count += 1
+            for number, pointer, _ in made:
+                change.numbers[change.made_count] = number
+                change.made[change.made_count] = <Service *><uintptr_t>pointer
+                change.made_count += 1
+                if number >= engine.service_high:
+                    engine.service_high = number + 1
+            with nogil:
+                locked_change(engine, &change, tick)
+        finally:
+            change_close(&change)
+        self._in_force.difference_update(removed)
+        self._in_force.update([number for number, _, _ in made])
         for number, place, where in retired:
             self._gone[where] = (number, place)
-        pthread_mutex_lock(&engine.lock)
-        for pointer in old:
-            withdraw(engine, <Service *><uintptr_t>pointer)
-        for number in removed:
-            show_service(&engine.services[<uint32_t>number], NULL)
-        for _, _, where in retired:
-            slot = where
-            retire(engine, slot, tick)
-        for number, pointer, _ in made:
-            number_ = number
-            put_in_force(engine, number_, <Service *><uintptr_t>pointer)
-        engine.version += 1
-        pthread_mutex_unlock(&engine.lock)
         for pointer in old:
             free_service(&self.engine.slab, <Service *><uintptr_t>pointer)
 
@@ -424,20 +495,8 @@ cdef class Engine:
         return slot
 
     def reap(self):
-        cdef Engine_ *engine = &self.engine
-        cdef Endpoint *endpoint
-        cdef uint32_t slot
         for where, (number, place) in list(self._gone.items()):
-            slot = where
-            endpoint = &engine.endpoints[slot]
-            pthread_mutex_lock(&engine.lock)
-            if endpoint.references == 0:
-                endpoint.used = 0
-                endpoint.next_free = engine.endpoint_free
-                engine.endpoint_free = slot + 1
-                engine.endpoint_count -= 1
-            pthread_mutex_unlock(&engine.lock)
-            if not endpoint.used:
+            if locked_reap(&self.engine, where):
                 del self._gone[where]
                 del self._places[number][place]
                 if not self._places[number] and number not in self._in_force:
@@ -454,9 +513,7 @@ cdef class Engine:
         if first + <uint64_t>count > batch.size:
             raise IndexError(f"packets {first} to {first + count} of {batch.size}")
         with nogil:
-            pthread_mutex_lock(&engine.lock)
-            run_batch(engine, batch.memory, batch.packets + first, count, now)
-            pthread_mutex_unlock(&engine.lock)
+            locked_batch(engine, batch.memory, batch.packets + first, count, now)
 
     def due(self, Batch batch, uint32_t count, uint64_t now):
         cdef Engine_ *engine = &self.engine
@@ -467,56 +524,48 @@ cdef class Engine:
         for one in range(count):
             batch.packets[one].capacity = batch.room
         with nogil:
-            pthread_mutex_lock(&engine.lock)
-            sent = run_due(engine, batch.memory, batch.packets, count, now)
-            pthread_mutex_unlock(&engine.lock)
+            sent = locked_due(engine, batch.memory, batch.packets, count, now)
         return sent
 
     def sweep(self, uint32_t count, uint64_t now):
         cdef Engine_ *engine = &self.engine
-        cdef uint32_t gone = 0
-        cdef int family
+        cdef uint32_t gone
         with nogil:
-            pthread_mutex_lock(&engine.lock)
-            for family in range(2):
-                gone += flows_sweep(engine, &engine.flows[family], count, now)
-            engine.expired += gone
-            pthread_mutex_unlock(&engine.lock)
+            gone = locked_sweep(engine, count, now)
         return gone
 
     def take_verdicts(self):
         cdef Engine_ *engine = &self.engine
-        cdef uint32_t one
+        cdef uint32_t one, count
         cdef Verdict *verdict
+        cdef Verdict *taken = <Verdict *>malloc(MOST_VERDICTS * sizeof(Verdict))
+        if taken == NULL:
+            raise MemoryError
+        with nogil:
+            count = locked_verdicts(engine, taken)
         found = []
-        pthread_mutex_lock(&engine.lock)
-        for one in range(engine.verdict_count):
-            verdict = &engine.verdicts[one]
+        for one in range(count):
+            verdict = &taken[one]
             found.append((verdict.service, verdict.place[:verdict.place_bytes], verdict.finding))
-        engine.verdict_count = 0
-        pthread_mutex_unlock(&engine.lock)
+        free(taken)
         return found
 
     # --- figures ---
 
     def totals(self):
-        cdef Engine_ *engine = &self.engine
-        cdef int family
-        pthread_mutex_lock(&engine.lock)
-        flows = engine.flows[0].count, engine.flows[1].count
-        affinities = engine.affinities[0].count, engine.affinities[1].count
-        made = {
-            "codes": tuple(engine.codes),
-            "drops": tuple(engine.drops),
-            "flows": flows,
-            "affinities": affinities,
-            "endpoints": engine.endpoint_count,
-            "ways": engine.ways.count,
-            "recycled": engine.recycled,
-            "expired": engine.expired,
+        cdef Totals totals
+        with nogil:
+            locked_totals(&self.engine, &totals)
+        return {
+            "codes": tuple(totals.codes),
+            "drops": tuple(totals.drops),
+            "flows": tuple(totals.flows),
+            "affinities": tuple(totals.affinities),
+            "endpoints": totals.endpoints,
+            "ways": totals.ways,
+            "recycled": totals.recycled,
+            "expired": totals.expired,
         }
-        pthread_mutex_unlock(&engine.lock)
-        return made
 
     def service_counters(self, uint32_t number):
         if number not in self._in_force:
@@ -524,13 +573,10 @@ cdef class Engine:
         return tuple(self.engine.services[number].drops)
 
     def endpoint_counters(self, number):
-        cdef Endpoint *endpoint
-        cdef uint32_t slot
+        cdef Endpoint endpoint
         found = {}
         for place, where in self._places.get(number, {}).items():
-            slot = where
-            endpoint = &self.engine.endpoints[slot]
-            pthread_mutex_lock(&self.engine.lock)
+            locked_endpoint(&self.engine, where, &endpoint)
             found[place] = {
                 "packets_in": endpoint.packets[THERE],
                 "packets_out": endpoint.packets[BACK],
@@ -541,7 +587,6 @@ cdef class Engine:
                 "failures": endpoint.failures,
                 "gone": endpoint.until != NEVER,
             }
-            pthread_mutex_unlock(&self.engine.lock)
         return found
 
     def memory(self):
@@ -570,10 +615,8 @@ cdef class Engine:
         """For tests and for looking: (state, endpoint's place, direction) of a packet's flow."""
         cdef View view
         cdef _Buffer buffer = _Buffer(data)
-        cdef FlowTable *flows
-        cdef Flow *found
-        cdef Endpoint *endpoint
-        cdef int way = THERE
+        cdef Endpoint endpoint
+        cdef int way = THERE, state
         view.at = <uint8_t *>buffer.cursor.at
         view.length = <uint32_t>buffer.view.len
         view.capacity = view.length
@@ -581,16 +624,8 @@ cdef class Engine:
         if view.kind != KIND_PORTS or view.family != {4: 0, 6: 1}[family]:
             return None
         key_of(&view)
-        flows = &self.engine.flows[view.family]
-        pthread_mutex_lock(&self.engine.lock)
-        view.tag = <uint32_t>key_hash(&self.engine.flow_key, &view.key, view.family)
-        found = flow_find(flows, &view.key, view.tag, &way)
-        state = place = None
-        if found != NULL:
-            endpoint = &self.engine.endpoints[found.endpoint]
-            state, place = found.state, endpoint.place[:endpoint.place_bytes]
-        pthread_mutex_unlock(&self.engine.lock)
-        return None if found == NULL else (state, place, way)
+        state = locked_flow(&self.engine, &view, &way, &endpoint)
+        return None if state < 0 else (state, endpoint.place[:endpoint.place_bytes], way)
 
 
 cdef bint _uses(const Service *service, uint32_t which):
@@ -674,9 +709,7 @@ def measure(Engine engine, Batch source, uint32_t size, uint64_t now):
             # Or the engine would wait for what the copy has not read yet.
             fence()
             before = clock_now()
-            pthread_mutex_lock(&engine.engine.lock)
-            run_batch(&engine.engine, batch.memory, batch.packets, count, now)
-            pthread_mutex_unlock(&engine.engine.lock)
+            locked_batch(&engine.engine, batch.memory, batch.packets, count, now)
             taken[done] = clock_now() - before
             done += 1
             first += count

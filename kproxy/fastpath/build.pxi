@@ -196,6 +196,75 @@ cdef void put_in_force(Engine_ *engine, uint32_t number, Service *service) noexc
         way_put(&engine.ways, &engine.flow_key, &service.ways[one])
 
 
+# What is to be put in force at once: numbers of services, endpoints' slots, tables.
+cdef struct Change:
+    uint32_t old_count
+    uint32_t removed_count
+    uint32_t retired_count
+    uint32_t made_count
+    Service **old
+    uint32_t *removed
+    uint32_t *retired
+    uint32_t *numbers
+    Service **made
+
+
+cdef bint change_open(
+    Change *change, size_t old, size_t removed, size_t retired, size_t made
+) noexcept nogil:
+    memset(change, 0, sizeof(Change))
+    change.old = <Service **>calloc(old + 1, sizeof(Service *))
+    change.removed = <uint32_t *>calloc(removed + 1, 4)
+    change.retired = <uint32_t *>calloc(retired + 1, 4)
+    change.numbers = <uint32_t *>calloc(made + 1, 4)
+    change.made = <Service **>calloc(made + 1, sizeof(Service *))
+    return (
+        change.old != NULL
+        and change.removed != NULL
+        and change.retired != NULL
+        and change.numbers != NULL
+        and change.made != NULL
+    )
+
+
+cdef void change_close(Change *change) noexcept nogil:
+    free(change.old)
+    free(change.removed)
+    free(change.retired)
+    free(change.numbers)
+    free(change.made)
+
+
+cdef void locked_change(Engine_ *engine, Change *change, uint32_t tick) noexcept nogil:
+    cdef uint32_t one
+    pthread_mutex_lock(&engine.lock)
+    for one in range(change.old_count):
+        withdraw(engine, change.old[one])
+    for one in range(change.removed_count):
+        show_service(&engine.services[change.removed[one]], NULL)
+    for one in range(change.retired_count):
+        retire(engine, change.retired[one], tick)
+    for one in range(change.made_count):
+        put_in_force(engine, change.numbers[one], change.made[one])
+    engine.version += 1
+    pthread_mutex_unlock(&engine.lock)
+
+
+cdef bint locked_reap(Engine_ *engine, uint32_t slot) noexcept nogil:
+    """Whether an endpoint that is gone had no flow left; its slot is free then."""
+    cdef Endpoint *endpoint = &engine.endpoints[slot]
+    cdef bint idle
+    pthread_mutex_lock(&engine.lock)
+    idle = endpoint.references == 0
+    if idle:
+        endpoint.used = 0
+        endpoint.next_free = engine.endpoint_free
+        engine.endpoint_free = slot + 1
+        engine.endpoint_count -= 1
+    pthread_mutex_unlock(&engine.lock)
+    return idle
+
+
 cdef void show_service(ServiceSlot *slot, Service *service) noexcept nogil:
     """``service`` in the slot where packets look; NULL: none."""
     cdef int which

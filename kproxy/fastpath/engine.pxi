@@ -84,6 +84,38 @@ cdef void run_batch(
         first += size
 
 
+# Whoever holds the lock takes nothing else, least of all the GIL: these do the whole of what is done
+# under it, in a function without Python in it.
+
+cdef void locked_batch(
+    Engine_ *engine, uint8_t *memory, Packet *packets, uint32_t count, uint64_t now
+) noexcept nogil:
+    pthread_mutex_lock(&engine.lock)
+    run_batch(engine, memory, packets, count, now)
+    pthread_mutex_unlock(&engine.lock)
+
+
+cdef uint32_t locked_due(
+    Engine_ *engine, uint8_t *memory, Packet *packets, uint32_t count, uint64_t now
+) noexcept nogil:
+    cdef uint32_t sent
+    pthread_mutex_lock(&engine.lock)
+    sent = run_due(engine, memory, packets, count, now)
+    pthread_mutex_unlock(&engine.lock)
+    return sent
+
+
+cdef uint32_t locked_sweep(Engine_ *engine, uint32_t count, uint64_t now) noexcept nogil:
+    cdef uint32_t gone = 0
+    cdef int family
+    pthread_mutex_lock(&engine.lock)
+    for family in range(2):
+        gone += flows_sweep(engine, &engine.flows[family], count, now)
+    engine.expired += gone
+    pthread_mutex_unlock(&engine.lock)
+    return gone
+
+
 cdef inline void look_ahead(
     Engine_ *engine, uint8_t *memory, Packet *packets, View *views, uint32_t count
 ) noexcept nogil:

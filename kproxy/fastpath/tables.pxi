@@ -84,8 +84,10 @@ cdef struct Entry:
     uint8_t[16] address
     uint16_t port          # network order
     uint8_t flags
+    uint8_t spare
     uint32_t weight
     uint32_t endpoint
+    uint32_t spare_too     # 32 bytes: two to a cache line
 
 
 cdef struct Chosen:

@@ -1,7 +1,8 @@
 """One backend of each kind, on the in-memory kernel and in a fresh namespace of the real one.
 
 ``backend`` is one of iptables mode, ``ipvs`` one of IPVS mode, ``userspace`` one of userspace mode
-(with sockets of its own on the real kernel), ``any_backend`` one of any mode.
+(with sockets of its own on the real kernel), ``fastpath`` one of fastpath mode, ``any_backend`` one
+of any mode.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import pytest
 from kproxy.backends.base import Backend
 from kproxy.backends.fake import FakeIptables
 from kproxy.backends.fake_ipvs import FakeIpvs
+from kproxy.backends.fastpath.apply import FastpathBackend
+from kproxy.backends.fastpath.door import SteerDoor
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.host import Machine
 from kproxy.backends.ipvs import host
@@ -61,6 +64,14 @@ USERSPACE_KINDS = [
     for family in Family
 ]
 
+#: A packet engine cannot do without a device: there is no fake.
+FASTPATH_KINDS = [
+    pytest.param(
+        ("fastpath", family, True), id=f"fastpath-ipv{family.value}", marks=[pytest.mark.kernel]
+    )
+    for family in Family
+]
+
 AnyBackend = Backend[Any, Any, Any]
 
 
@@ -68,6 +79,9 @@ def made(kind: tuple[str, Family, bool], records: Path) -> Iterator[AnyBackend]:
     """A backend on an empty kernel; the real one is the test's own namespace."""
     form, family, real = kind
     mode, _, variant = form.partition("-")
+    if mode == "fastpath":
+        yield from _fastpath(family, records)
+        return
     if mode == "userspace":
         yield from _userspace(family, variant, records if real else None)
         return
@@ -101,6 +115,13 @@ def _userspace(family: Family, variant: str, records: Path | None) -> Iterator[U
         yield UserspaceBackend(family, variant, door=door, relay=relay)
 
 
+def _fastpath(family: Family, records: Path) -> Iterator[FastpathBackend]:
+    with scratch(loopback=True):
+        made = FastpathBackend(family, door=SteerDoor(family, records=records))
+        with closing(made):
+            yield made
+
+
 @pytest.fixture(params=KINDS)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnyBackend]:
     yield from made(request.param, tmp_path / "records")
@@ -116,6 +137,11 @@ def userspace(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnyBac
     yield from made(request.param, tmp_path / "records")
 
 
-@pytest.fixture(params=[*KINDS, *IPVS_KINDS, *USERSPACE_KINDS])
+@pytest.fixture(params=FASTPATH_KINDS)
+def fastpath(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnyBackend]:
+    yield from made(request.param, tmp_path / "records")
+
+
+@pytest.fixture(params=[*KINDS, *IPVS_KINDS, *USERSPACE_KINDS, *FASTPATH_KINDS])
 def any_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnyBackend]:
     yield from made(request.param, tmp_path / "records")

@@ -29,12 +29,14 @@ from kproxy.kernel import tun
 
 _log = logs.get("fastpath")
 
-#: More threads than that wait for each other: the engine's lock is held for each batch.
+#: More threads than that wait for each other: the engine's lock is held for each batch. And no more
+#: than half of the processors, for each packet is followed by what the kernel does with it, and
+#: clients and servers want to run as well.
 MOST_WORKERS = 4
 
 #: Nanoseconds that a thread looks for the next packet before it sleeps. Waking it takes longer than
 #: a connection's next packet, which is usually there by then.
-SPIN = int(os.environ.get("KP_SPIN","20000"))
+SPIN = 20_000
 
 #: Seconds between two looks whether endpoints that are gone have no flows left.
 REAP = 5.0
@@ -49,7 +51,7 @@ class Carrier:
     def __init__(self, family: Family, settings: FastpathSettings, seed: bytes) -> None:
         self.family = family
         self.engine: Engine = tables.make_engine(_engine_settings(settings, seed))
-        self._workers = int(os.environ.get("KP_W","0")) or settings.workers or min(MOST_WORKERS, os.cpu_count() or 1)
+        self._workers = settings.workers or min(MOST_WORKERS, max(1, (os.cpu_count() or 1) // 2))
         self._pumps: list[Pump] = []
         self._threads: list[threading.Thread] = []
         self._queues: list[int] = []

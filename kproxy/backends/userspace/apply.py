@@ -19,6 +19,7 @@ from kproxy.backends.userspace.diff import (
     RulesPatch,
     call,
     diff,
+    guards_first,
     lines_between,
     rules_between,
 )
@@ -60,7 +61,10 @@ class Relays(Protocol):
     def held(self) -> frozenset[NodePort]: ...
     def running(self) -> Mapping[PortName, Standing]: ...
     def remember(self, ports: Mapping[Front, int]) -> None: ...
-    def put(self, services: Iterable[Service]) -> Mapping[PortName, str]: ...
+    @property
+    def deaf(self) -> bool: ...
+    def put(self, services: Iterable[Service], *, deaf: bool = False) -> Mapping[PortName, str]: ...
+    def hear(self) -> None: ...
     def shut(self, fronts: Iterable[Front]) -> None: ...
     def drop(self, names: Iterable[PortName]) -> None: ...
     def hold(self, ports: Iterable[NodePort]) -> Mapping[NodePort, str]: ...
@@ -169,7 +173,16 @@ class UserspaceBackend:
         return settled(desired)
 
     def diff(self, desired: Desired, actual: Held) -> Patch | None:
-        return diff(desired, actual)
+        patch = diff(desired, actual)
+        if patch is None and actual.desired is None:
+            # All was read and nothing is to be done, as after a hand-over. Later changes have to
+            # know the lines that stand all the same, or old ones would stay.
+            lines = {
+                name: block.lines(actual.relaying.ports(block))
+                for name, block in desired.blocks.items()
+            }
+            self._lines = {name: some for name, some in lines.items() if some}
+        return patch
 
     def touched(self, patch: Patch) -> Iterator[PortName]:
         return patch.ports()
@@ -207,7 +220,13 @@ class UserspaceBackend:
         self._open(patch)
         relaying = self._relaying_of(patch)
         lines = self._lines_of(patch, relaying)
-        counter = self._write(self._rules(patch, relaying, lines), lines)
+        counter = Tally()
+        rules = self._rules(patch, relaying, lines)
+        # Guarded before anybody is let in: a client that finds a relay port in between would keep
+        # his connection, or his UDP session as long as he likes, whatever source ranges say.
+        for part in guards_first(rules) if self.relay.deaf else (rules,):
+            self._write(part, lines, counter)
+            self._hear()
         # After the rules: route_localnet without the guard would open 127.0.0.1 to neighbours.
         self._set(patch)
         self._close(patch, relaying)
@@ -246,7 +265,7 @@ class UserspaceBackend:
 
     def _put(self, services: Iterable[Service]) -> None:
         services = list(services)
-        refused = self.relay.put(services) if services else {}
+        refused = self.relay.put(services, deaf=True) if services else {}
         if not refused:
             return
         running = self.relay.running()
@@ -277,8 +296,18 @@ class UserspaceBackend:
         blocks = patch.desired.blocks.values()
         return lines_between(lines, old, lambda: rows_of(blocks, self._relaying()), patch.guard)
 
-    def _write(self, rules: RulesPatch, lines: Mapping[PortName, tuple[Line, ...]]) -> Tally:
-        counter = Tally()
+    def _hear(self) -> None:
+        try:
+            self.relay.hear()
+        except OSError as refused:
+            raise KernelError(
+                f"relay ports cannot be opened to clients: {refused.strerror}",
+                hint="allow the process more open files (ulimit -n, LimitNOFILE=)",
+            ) from refused
+
+    def _write(
+        self, rules: RulesPatch, lines: Mapping[PortName, tuple[Line, ...]], counter: Tally
+    ) -> None:
         if rules:
             text = list(call(rules))
             try:
@@ -289,7 +318,6 @@ class UserspaceBackend:
                     return tuple([name for name, some in lines.items() if _has(some, row)])
 
                 raise refusal(error, "".join(text), owners) from error
-        return counter
 
     def _close(self, patch: Patch, relaying: Relaying) -> None:
         """What no rule leads to any more."""

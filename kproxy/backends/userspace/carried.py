@@ -5,6 +5,7 @@ Nothing here makes a socket; the relay is started when it is first needed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import msgspec
 
 from kproxy.backends.userspace.estate import Counters, Figures
 from kproxy.backends.userspace.plan import Front, Service
+from kproxy.backends.userspace.sockets import hear
 from kproxy.core.objects import Family, PortName, Value
 from kproxy.core.policy import Use
 
@@ -121,6 +123,16 @@ class Carried:
         self._stands(served, service)
         self.sockets += len(fds)
         self.changes += 1
+
+    def hear(self, front: Front) -> None:
+        """Let in who comes by a front that was opened deaf, if it is still there. OSError at the
+        limit of descriptors."""
+        served = self.services.get(front.name)
+        if served is None or front.use not in served.fronts:
+            return
+        for fd in self.relay.lend(served.fronts[front.use].id):
+            hear(fd)
+            os.close(fd)
 
     def shut(self, front: Front) -> int | None:
         """Close it; the port that is free now, None when there was no such front."""

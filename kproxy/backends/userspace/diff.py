@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
+from msgspec.structs import replace
+
 from kproxy.backends.userspace.chains import PLACES
 from kproxy.backends.userspace.held import (
     Held,
@@ -228,6 +230,23 @@ def lines_between(
         added=tuple([line for line in added if place_of(line) not in anew]),
         deleted=tuple([line for line in deleted if place_of(line) not in anew]),
         guard=guard,
+    )
+
+
+def guards_first(patch: RulesPatch) -> tuple[RulesPatch, RulesPatch]:
+    """In two: what comes in filter, then the rest."""
+    first, rest = (
+        RulesPatch(
+            written=tuple([(place, rows) for place, rows in patch.written if place[0] is table]),
+            added=tuple([line for line in patch.added if line[0] is table]),
+            jumps=tuple([line for line in patch.jumps if line[0] is table]),
+            surplus=tuple([line for line in patch.surplus if line[0] is table]),
+        )
+        for table in (Table.FILTER, Table.NAT)
+    )
+    return (
+        replace(first, guard=patch.guard, declare_guard=patch.declare_guard),
+        replace(rest, deleted=patch.deleted),
     )
 
 

@@ -59,6 +59,8 @@ class RelayDoor:
         self._limits: Budget | None = None
         self._ports = {udp: Ports(settings.port_range) for udp in (False, True)}
         self._before: dict[Front, int] = {}
+        #: Fronts that nobody reaches yet.
+        self._deaf: list[Front] = []
 
     @property
     def listen(self) -> str:
@@ -95,8 +97,9 @@ class RelayDoor:
 
     # --- a change ------------------------------------------------------------------------------
 
-    def put(self, services: Iterable[Service]) -> dict[PortName, str]:
-        """Serve these as they say: their endpoints, and every front that they want.
+    def put(self, services: Iterable[Service], *, deaf: bool = False) -> dict[PortName, str]:
+        """Serve these as they say: their endpoints, and every front that they want. ``deaf``: a new
+        front lets nobody in before :meth:`hear`, when it is guarded.
 
         Fronts that they no longer want stay open until :meth:`shut`. Returns those of which a
         front could not be opened, and why: with their new endpoints they have the fronts that they
@@ -115,12 +118,23 @@ class RelayDoor:
                 count = for_each_front(self._budget, in_use, coming)
                 coming -= 1
                 try:
-                    self._open(service, use, count)
+                    self._open(service, use, count, deaf=deaf)
                 except KernelError as why:
                     refused[service.name] = str(why)
         return refused
 
-    def _open(self, service: Service, use: Use, count: int) -> None:
+    @property
+    def deaf(self) -> bool:
+        """Whether there are fronts that let nobody in."""
+        return bool(self._deaf)
+
+    def hear(self) -> None:
+        """Let in who comes by deaf fronts. OSError at the limit of descriptors: they stay deaf."""
+        while self._deaf:
+            self.carried.hear(self._deaf[-1])
+            self._deaf.pop()
+
+    def _open(self, service: Service, use: Use, count: int, *, deaf: bool) -> None:
         if not count:
             raise KernelError(
                 f"no descriptor left for a socket: {self._budget.sockets} are in use",
@@ -130,12 +144,19 @@ class RelayDoor:
 
         def open_(port: int) -> sockets.Sockets:
             return sockets.front(
-                self.family, udp=service.udp, address=self.listen, port=port, count=count
+                self.family,
+                udp=service.udp,
+                address=self.listen,
+                port=port,
+                count=count,
+                deaf=deaf,
             )
 
         before = self._before.pop(Front(service.name, use), 0)
         opened = self._ports[service.udp].open(open_, before)
         self.carried.enter(service, use, opened.port, opened.fds)
+        if deaf:
+            self._deaf.append(Front(service.name, use))
 
     def adopt(self, service: Service, use: Use, port: int, fds: tuple[int, ...]) -> None:
         """Serve sockets that a predecessor had made for a front of a service that the relay

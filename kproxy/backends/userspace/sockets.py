@@ -7,9 +7,11 @@ port is bound without it, which fails when anybody has the port, and gets the op
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
-from contextlib import ExitStack
+import struct
+from contextlib import ExitStack, suppress
 
 from kproxy.core.objects import Family, Value
 from kproxy.errors import KernelError
@@ -28,6 +30,12 @@ _KIND = {False: socket.SOCK_STREAM, True: socket.SOCK_DGRAM}
 _TRIES = 8
 
 
+#: What a deaf socket has: BPF that drops whatever the kernel would give it, first packets of
+#: connections as well (``ret #0``). Not in :mod:`socket`: SO_ATTACH_FILTER, SO_DETACH_FILTER.
+_DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)
+_ATTACH, _DETACH = 26, 27
+
+
 class PortTaken(KernelError):
     """Somebody else has the port."""
 
@@ -39,25 +47,32 @@ class Sockets(Value, frozen=True):
     fds: tuple[int, ...]
 
 
-def front(family: Family, *, udp: bool, address: str, port: int, count: int) -> Sockets:
+def front(
+    family: Family, *, udp: bool, address: str, port: int, count: int, deaf: bool = False
+) -> Sockets:
     """``count`` sockets on ``address``: listening for TCP, bound for UDP. Port 0: the kernel's
-    choice. PortTaken when somebody has it, KernelError for anything else."""
+    choice. ``deaf``: nothing reaches them until :func:`hear`. PortTaken when somebody has the port,
+    KernelError for anything else."""
     for left in reversed(range(_TRIES if port == 0 else 1)):
         try:
-            return _front(family, udp=udp, address=address, port=port, count=count)
+            return _front(family, udp=udp, address=address, port=port, count=count, deaf=deaf)
         except PortTaken:
             if not left:
                 raise
     raise AssertionError("unreachable")
 
 
-def _front(family: Family, *, udp: bool, address: str, port: int, count: int) -> Sockets:
+def _front(
+    family: Family, *, udp: bool, address: str, port: int, count: int, deaf: bool
+) -> Sockets:
     where = f"{address}:{port}" if family is Family.IPV4 else f"[{address}]:{port}"
     with ExitStack() as opened:
         made: list[socket.socket] = []
         try:
             for _ in range(count):
                 one = opened.enter_context(plain(family, udp=udp))
+                if deaf:
+                    _deafen(one)
                 if made:
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 if port and not udp:
@@ -82,6 +97,22 @@ def plain(family: Family, *, udp: bool) -> socket.socket:
     if family is Family.IPV6:
         one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     return one
+
+
+def _deafen(one: socket.socket) -> None:
+    code = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
+    program = struct.pack("@HP", 1, ctypes.addressof(code))
+    one.setsockopt(socket.SOL_SOCKET, _ATTACH, program)
+
+
+def hear(fd: int) -> None:
+    """A deaf socket gets what comes from here on; another one does anyway."""
+    one = socket.socket(fileno=fd)
+    try:
+        with suppress(FileNotFoundError):
+            one.setsockopt(socket.SOL_SOCKET, _DETACH, 0)
+    finally:
+        one.detach()
 
 
 def address_of(fd: int) -> str:

@@ -25,6 +25,7 @@ class FakeRelay:
         self.said: list[tuple[str, object]] = []
         self.before: dict[Front, int] = {}
         self._next = 40000
+        self.deafened: set[Front] = set()
         self._services: dict[PortName, Service] = {}
         self._standing: dict[PortName, Standing] = {}
         self._ports: dict[Front, int] = {}
@@ -50,7 +51,16 @@ class FakeRelay:
     def remember(self, ports: Mapping[Front, int]) -> None:
         self.before.update(ports)
 
-    def put(self, services: Iterable[Service]) -> dict[PortName, str]:
+    @property
+    def deaf(self) -> bool:
+        return bool(self.deafened)
+
+    def hear(self) -> None:
+        if self.deafened:
+            self.said.append(("hear", frozenset(self.deafened)))
+            self.deafened.clear()
+
+    def put(self, services: Iterable[Service], *, deaf: bool = False) -> dict[PortName, str]:
         refused = {}
         for service in services:
             self.said.append(("put", service))
@@ -61,6 +71,8 @@ class FakeRelay:
                     refused[front.name] = f"no port for {front.use}"
                 else:
                     self._ports[front] = self._port(front)
+                    if deaf:
+                        self.deafened.add(front)
             self._services[service.name] = service
             self._settle(service.name)
         return refused

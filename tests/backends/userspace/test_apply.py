@@ -73,10 +73,19 @@ def world() -> World:
 
 
 def test_first_sockets_then_rules() -> None:
-    """Nothing leads to a port on which nobody listens; what is held is held before."""
+    """Nothing leads to a port on which nobody listens, nobody is let in before it is guarded, and
+    what is held is held before."""
     world = World()
     world.syncer.sync(NOW)
-    assert world.verbs() == ["hold", "put", "put", "restore"]
+    guards, rules = [str(said) for verb, said in world.log if verb == "restore"]
+    assert world.verbs() == ["hold", "put", "put", "restore", "hear", "restore"]
+    assert guards.count("-A KUBE-RELAY-GUARD ") == len(NOW.ports)
+    assert "*nat" not in guards
+    assert "-A KUBE-RELAY-GUARD " not in rules
+
+
+#: Guards, then clients, then what leads them there.
+OPENED = ("restore", "hear", "restore")
 
 
 @pytest.mark.parametrize(
@@ -87,9 +96,9 @@ def test_first_sockets_then_rules() -> None:
         ((port("web", ways="cn", pods=0),), (), ["restore", "drop"]),
         ((), (WEB.name,), ["restore", "drop", "release"]),
         ((port("web", ways="c"),), (), ["put", "restore", "release"]),
-        ((port("web", ways="cn", internal=LOCAL),), (), ["put", "restore"]),
-        ((port("other", number=81, internal=LOCAL),), (), ["put", "restore", "shut"]),
-        ((port("new", ways="e", number=82),), (), ["put", "restore"]),
+        ((port("web", ways="cn", internal=LOCAL),), (), ["put", *OPENED]),
+        ((port("other", number=81, internal=LOCAL),), (), ["put", *OPENED, "shut"]),
+        ((port("new", ways="e", number=82),), (), ["put", *OPENED]),
         ((), (), []),
     ],
 )
@@ -171,7 +180,29 @@ def test_relay_ports_of_an_earlier_life_are_taken_again(world: World) -> None:
     relay._next = 50000  # what it would choose by itself
     backend = UserspaceBackend(V4, Variant.NFT, door=world.door, relay=relay)
     applied = Syncer(backend).sync(NOW)
-    assert (applied.transactions, [verb for verb, _ in relay.said]) == (0, ["hold", "put", "put"])
+    assert (applied.transactions, [verb for verb, _ in relay.said]) == (
+        0,
+        ["hold", "put", "put", "hear"],
+    )
+
+
+@pytest.mark.parametrize("again", [(), (port("web", ways="cn"),)])
+def test_lines_that_were_found_are_taken_away(world: World, again: tuple[PortPlan, ...]) -> None:
+    """A successor that found everything as it should be knows whose lines they are: a service that
+    goes leaves none behind, and one that comes again has no second ones."""
+    backend = UserspaceBackend(V4, Variant.NFT, door=world.door, relay=world.relay)
+    syncer = Syncer(backend)
+    syncer.sync(NOW)
+    assert world.verbs() == []
+    without = successor(NOW, removed=(WEB.name,))
+    syncer.sync(without)
+    last = successor(without, *again)
+    syncer.sync(last)
+    fresh = World()
+    fresh.syncer.sync(last)
+    for table, content in fresh.door.tables.items():
+        for chain, rows in content.items():
+            assert len(world.rows(table, chain)) == len(rows)
 
 
 def test_a_port_that_changed_changes_its_lines(world: World) -> None:

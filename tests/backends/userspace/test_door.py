@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -25,6 +26,9 @@ V4, V6 = Family.IPV4, Family.IPV6
 LOOPBACK = {V4: "127.0.0.1", V6: "::1"}
 CLUSTER, LOCAL = Use.CLUSTER, Use.LOCAL
 TCP, UDP = Protocol.TCP, Protocol.UDP
+
+#: State of a connection whose first packet was not answered (enum in Linux' tcp_states.h).
+SYN_SENT = 2
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +90,39 @@ def test_what_is_put_is_served(opened: ExitStack, family: Family) -> None:
     assert standing.service == both
     assert len(set(standing.ports.values())) == 2
     assert all(reached(door, both, use, listening) for use in both.uses)
+
+
+def test_a_deaf_front_lets_nobody_in(opened: ExitStack) -> None:
+    """A client who comes too early hears nothing, not even that it is too early."""
+    door, (listening, end) = made(opened), endpoint(opened)
+    wanted = service(ends=(end,))
+    assert door.put([wanted], deaf=True) == {}
+    early = opened.enter_context(sockets.plain(V4, udp=False))
+    port = door.running()[wanted.name].ports[CLUSTER]
+    assert early.connect_ex(("127.0.0.1", port)) == errno.EINPROGRESS
+    # On loopback the answer to a first packet is there when connect() returns.
+    assert early.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == bytes([SYN_SENT])
+    early.close()
+    assert door.deaf
+    door.hear()
+    assert not door.deaf
+    assert reached(door, wanted, CLUSTER, listening)
+
+
+def test_a_deaf_front_drops_datagrams(opened: ExitStack) -> None:
+    """What came too early is not served later either."""
+    door, end = made(opened), opened.enter_context(sockets.plain(V4, udp=True))
+    end.setblocking(True)
+    end.settimeout(10)
+    end.bind(("127.0.0.1", 0))
+    wanted = service(ends=(end.getsockname(),), protocol=UDP)
+    assert door.put([wanted], deaf=True) == {}
+    client = opened.enter_context(sockets.plain(V4, udp=True))
+    client.connect(("127.0.0.1", door.running()[wanted.name].ports[CLUSTER]))
+    client.send(b"early")
+    door.hear()
+    client.send(b"late")
+    assert end.recv(9) == b"late"
 
 
 def test_changes_leave_ports_alone(opened: ExitStack) -> None:

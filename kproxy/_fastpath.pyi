@@ -153,8 +153,9 @@ class Pump:
 
     ``queue`` is a descriptor that does not block, with IFF_VNET_HDR and IFF_NO_PI;
     it has to stay open as long as :meth:`run` works. Several share an engine. ``spin``: nanoseconds
-    without a packet in which the thread only yields; then it sleeps until one comes. ``keeps_time``:
-    it also sends first SYNs again and sweeps flows in idle times; one of an engine's pumps has to.
+    without a packet in which the thread only yields; then it sleeps until one comes.
+    ``keeps_time``: it also sends first SYNs again and sweeps flows in idle times; one of an
+    engine's pumps has to.
     """
 
     def __init__(

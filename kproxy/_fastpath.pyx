@@ -1,9 +1,12 @@
-# cython: language_level=3, freethreading_compatible=True, cdivision=True
+# cython: language_level=3, freethreading_compatible=True, cdivision=True, linetrace=False
 """Packet arithmetic at wire speed: the compiled twin of :mod:`kproxy.core.packet`.
 
 The C functions work on a cursor over borrowed memory, take no lock, allocate nothing and cannot
 fail: what could go wrong is checked once, at the Python boundary at the end of this file. In the
 debug build each read through a cursor is checked again, and one past the end ends the process.
+
+Lines are not traced, in the debug build neither: that takes the GIL, also in functions that say
+``nogil``, and whoever waits for the GIL with the engine's lock in hand waits for ever.
 """
 
 cimport cython

@@ -46,6 +46,7 @@ from kproxy.sync import Schedule
 from kproxy.tasks import beside, ended
 
 if TYPE_CHECKING:
+    from kproxy.backends.fastpath.figures import EngineFigures
     from kproxy.backends.userspace.estate import Figures
 
 _log = logs.get("daemon")
@@ -380,7 +381,11 @@ class Daemon:
 
     @property
     def relays(self) -> Iterable[Figures]:
-        return [door.figures() for door in self._proxy.doors]
+        return [door.figures(endpoints=True) for door in self._proxy.doors]
+
+    @property
+    def engines(self) -> Iterable[EngineFigures]:
+        return self._proxy.engines
 
 
 def _prepare(config: Config) -> None:

@@ -187,18 +187,7 @@ def _userspace(family: Family) -> str:
 
 
 def _fastpath(family: Family) -> str:
-    _tun()
-    version = f"-{int(family)}"
-    rule = ["pref", "20", "fwmark", "0x10000/0x10000", "lookup", "102"]
-    command.run(["ip", version, "rule", "add", *rule])
-    command.run(["ip", version, "rule", "del", *rule])
-    word = "ip" if family is Family.IPV4 else "ip6"
-    chain = (
-        f"table {word} kproxy-probe {{ chain c {{ type route hook output priority -150;\n"
-        "  ct direction reply ct mark and 0x10000 != 0 meta mark set mark or 0x10000\n }\n}\n"
-    )
-    command.run(["nft", "-f", "-"], stdin=chain.encode())
-    command.run(["nft", "delete", "table", word, "kproxy-probe"])
+    registry.create(registry.Choice("fastpath"), family).probe()
     return "TUN device, policy routing and connection marks work"
 
 

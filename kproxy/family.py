@@ -34,6 +34,7 @@ from kproxy.flows import Cleaned, FlowCleaner
 from kproxy.status import FamilyStatus
 
 if TYPE_CHECKING:
+    from kproxy.backends.fastpath.figures import EngineFigures
     from kproxy.backends.userspace.door import RelayDoor
 
 _log = logs.get("proxy")
@@ -70,6 +71,13 @@ class SyncRecord(Value, frozen=True):
 
 
 @runtime_checkable
+class Carrying(Protocol):
+    """A backend with a packet engine of its own."""
+
+    def figures(self) -> tuple[EngineFigures, ...]: ...
+
+
+@runtime_checkable
 class Relaying(Protocol):
     """A backend that carries connections itself. What it serves with can be handed to another
     process (:mod:`kproxy.succession`), and outlives no daemon."""
@@ -103,10 +111,14 @@ class FamilyProxy:
         """To the relay, in modes that have one."""
         return self._backend.relay if isinstance(self._backend, Relaying) else None
 
+    def engine_figures(self) -> tuple[EngineFigures, ...]:
+        """What the packet engine has counted, in a mode that has one which runs."""
+        return self._backend.figures() if isinstance(self._backend, Carrying) else ()
+
     def keep(self, folder: Path) -> None:
         """See :class:`kproxy.backends.base.Keeping`."""
         if isinstance(self._backend, Keeping):
-            self._backend.keep(folder)
+            self._backend.keep(str(folder))
 
     def close(self) -> None:
         """The same."""

@@ -75,7 +75,7 @@ class Knocking:
         try:
             wants = await asyncio.to_thread(handover.greet, line)
             if isinstance(wants, handover.Ask):
-                await asyncio.to_thread(self._tell, line)
+                await asyncio.to_thread(self._tell, line, wants.endpoints)
             elif self.successor is not None:
                 line.say(handover.Refused("another process takes over this moment"))
             else:
@@ -87,5 +87,6 @@ class Knocking:
             if not kept:
                 line.close()
 
-    def _tell(self, line: Line) -> None:
-        line.say(handover.Told(tuple([door.figures() for door in self._doors])))
+    def _tell(self, line: Line, endpoints: bool) -> None:
+        figures = [door.figures(endpoints=endpoints) for door in self._doors]
+        line.say(handover.Told(tuple(figures)))

@@ -9,7 +9,7 @@ Importing this module costs 50 ms; the daemon does so after its first sync.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import (
@@ -32,6 +32,7 @@ from kproxy.backends import registry as modes
 from kproxy.backends.iptables.counters import INVALID_DROPPED, LOCALHOST_ACCEPTED
 from kproxy.core.objects import Family, TrafficPolicy
 from kproxy.core.snapshot import Snapshot
+from kproxy.engine_metrics import engine_metrics
 from kproxy.errors import KernelError
 from kproxy.family import SyncRecord
 from kproxy.health.monitor import Watched
@@ -45,6 +46,7 @@ _log = logs.get("metrics")
 PREFIX = "kubeproxy_"
 
 _FAMILY = ("ip_family",)
+_SERVICE_PORT = ("namespace", "service", "port", "protocol", *_FAMILY)
 _EVERY_MODE: frozenset[str] = frozenset()
 _IPTABLES = frozenset({"iptables", "ipvs", "userspace", "fastpath"})
 _NFTABLES = frozenset({"nftables"})
@@ -110,7 +112,15 @@ RELAY_COUNTED = (
     ("datagrams_out", "sent_datagrams", "Datagrams to clients"),
 )
 
-#: The same over all services, what is so now and what has been counted.
+#: The same of each endpoint of a service port: as many series as there are endpoints.
+ENDPOINT_COUNTED = (
+    ("connections", "connections", "Connections that it took, and UDP sessions begun"),
+    ("failures", "failures", "Connections that it did not take, or reset before it said anything"),
+    ("bytes_in", "received_bytes", "Bytes from clients"),
+    ("bytes_out", "sent_bytes", "Bytes to clients"),
+)
+
+#: Over all services, what is so now and what has been counted.
 RELAY_NOW = (
     ("flows", "flows", "TCP connections that are open"),
     ("sessions", "sessions", "UDP sessions that are open"),
@@ -233,7 +243,10 @@ class _States(Collector):
             yield from _counted()
         if relays := tuple(self._watched.relays):
             yield from _carried(relays)
+            yield from _endpoints(relays)
             yield from _relays(relays)
+        if engines := tuple(self._watched.engines):
+            yield from engine_metrics(engines, _label)
         yield GaugeMetricFamily(
             "kproxy_refused_objects",
             "Objects, and members of objects, that are left out",
@@ -276,24 +289,49 @@ def _counted() -> Iterator[Metric]:
             yield CounterMetricFamily(f"{PREFIX}{name}", help_, value=found[counter].packets)
 
 
+_Row = tuple[tuple[str, ...], Mapping[str, int]]
+
+
 def _carried(relays: Iterable[Figures]) -> Iterator[Metric]:
     """What was carried of each service port."""
-    labels = ("namespace", "service", "port", "protocol", *_FAMILY)
-    counted = [
-        (key, CounterMetricFamily(f"kproxy_relay_{name}", help_, labels=labels))
-        for key, name, help_ in RELAY_COUNTED
+    rows = [
+        ((*each.name, _label(relay.family)), each.counters)
+        for relay in relays
+        for each in relay.services
     ]
-    active = GaugeMetricFamily(
-        "kproxy_relay_active", "Connections and UDP sessions that are open", labels=labels
-    )
-    for relay in relays:
-        for name, counters in ((each.name, each.counters) for each in relay.services):
-            values = (*name, _label(relay.family))
-            for key, metric in counted:
-                metric.add_metric(values, counters.get(key, 0))
-            active.add_metric(values, counters.get("active", 0))
-    yield from (metric for _, metric in counted)
-    yield active
+    return _of_relays("kproxy_relay", RELAY_COUNTED, _SERVICE_PORT, rows)
+
+
+def _endpoints(relays: Iterable[Figures]) -> Iterator[Metric]:
+    """What was carried to each endpoint of a service port."""
+    rows = [
+        ((*each.name, _label(relay.family), str(endpoint)), endpoint.counters)
+        for relay in relays
+        for each in relay.services
+        for endpoint in each.endpoints
+    ]
+    labels = (*_SERVICE_PORT, "endpoint")
+    return _of_relays("kproxy_relay_endpoint", ENDPOINT_COUNTED, labels, rows)
+
+
+def _of_relays(
+    prefix: str,
+    counted: Iterable[tuple[str, str, str]],
+    labels: tuple[str, ...],
+    rows: Iterable[_Row],
+) -> Iterator[Metric]:
+    """Metrics of a table, and what is open: each with a sample for every row, of label values and
+    counters."""
+    metrics: list[tuple[str, CounterMetricFamily | GaugeMetricFamily]] = [
+        (key, CounterMetricFamily(f"{prefix}_{name}", help_, labels=labels))
+        for key, name, help_ in counted
+    ]
+    opened = "Connections and UDP sessions that are open"
+    metrics.append(("active", GaugeMetricFamily(f"{prefix}_active", opened, labels=labels)))
+    for values, counters in rows:
+        for key, metric in metrics:
+            metric.add_metric(values, counters.get(key, 0))
+    return (metric for _, metric in metrics)
 
 
 def _relays(relays: Iterable[Figures]) -> Iterator[Metric]:

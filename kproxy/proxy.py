@@ -27,6 +27,7 @@ from kproxy.others import Others
 from kproxy.status import FamilyStatus
 
 if TYPE_CHECKING:
+    from kproxy.backends.fastpath.figures import EngineFigures
     from kproxy.backends.userspace.door import RelayDoor
 
 _log = logs.get("proxy")
@@ -166,6 +167,11 @@ class NodeProxy:
         """Of the families that are carried by a relay of ours."""
         doors = (family.door for family in self._families)
         return tuple([door for door in doors if door is not None])
+
+    @property
+    def engines(self) -> tuple[EngineFigures, ...]:
+        """What packet engines have counted, of the families that are carried by one."""
+        return tuple([each for family in self._families for each in family.engine_figures()])
 
     @property
     def plans(self) -> tuple[tuple[Snapshot, Any], ...]:

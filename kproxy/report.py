@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -12,6 +12,9 @@ from kproxy.proxy import NodeProxy
 from kproxy.status import FileStatus, Notifier, StateDir, Status
 
 _log = logs.get("daemon")
+
+#: So many things that are newly left out have a line each; of more, so many are named.
+MOST_LINES = 3
 
 
 class Report:
@@ -25,16 +28,13 @@ class Report:
         self._trouble = ""
 
     def refusals(self, refusals: Iterable[str]) -> None:
-        """Log what is newly left out, and what is no longer: each once."""
-        told = self.status.refusals
-        current = tuple(dict.fromkeys(refusals))
-        for line in current:
-            if line not in told:
-                _log.warning("left out", what=line)
-        for line in told:
-            if line not in current:
-                _log.info("no longer left out", what=line)
-        self.status = msgspec.structs.replace(self.status, refusals=current)
+        """Log what is newly left out, and what is no longer: each once. Many at a time are one line
+        with the first of them; each has its own with the details, and stands in the status."""
+        told = dict.fromkeys(self.status.refusals)
+        current = dict.fromkeys(refusals)
+        _tell(_log.warning, "left out", [line for line in current if line not in told])
+        _tell(_log.info, "no longer left out", [line for line in told if line not in current])
+        self.status = msgspec.structs.replace(self.status, refusals=tuple(current))
 
     def publish(self, proxy: NodeProxy, files: dict[str, FileStatus], *, ok: bool) -> None:
         """Write the status, then say so: who is told finds the new file."""
@@ -80,3 +80,14 @@ class Report:
 
     def stopping(self) -> None:
         self._notifier.send(STOPPING="1")
+
+
+def _tell(log: Callable[..., None], message: str, lines: Sequence[str]) -> None:
+    if len(lines) <= MOST_LINES:
+        for line in lines:
+            log(message, what=line)
+        return
+    more = len(lines) - MOST_LINES
+    log(message, count=len(lines), what="; ".join([*lines[:MOST_LINES], f"and {more} more"]))
+    for line in lines:
+        _log.detail(message, what=line)

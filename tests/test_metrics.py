@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kproxy.backends.fastpath.figures import EngineFigures
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.host import Machine
-from kproxy.backends.userspace.estate import Counters, Figures
+from kproxy.backends.userspace.estate import Counters, EndpointCounters, Figures
 from kproxy.core.events import Delta
 from kproxy.core.objects import Family, PortName, Protocol, ServiceType, TrafficPolicy
 from kproxy.core.planner import Planner
@@ -20,7 +21,7 @@ from kproxy.core.snapshot import Snapshot
 from kproxy.core.tracker import Counts, Tracker
 from kproxy.family import SyncRecord
 from kproxy.health.monitor import Monitor
-from kproxy.metrics import RELAY_COUNTED, RELAY_NOW, RELAY_TOTALS, Metrics
+from kproxy.metrics import ENDPOINT_COUNTED, RELAY_COUNTED, RELAY_NOW, RELAY_TOTALS, Metrics
 from tests.factories import make_endpoint, make_port, make_service, make_settings, make_slice
 
 FAMILY = frozenset({"ip_family"})
@@ -66,6 +67,7 @@ class Watched:
     def __init__(self, *plans: tuple[Snapshot, Any], relays: Iterable[Figures] = ()) -> None:
         self.plans = plans
         self.relays = relays
+        self.engines: Iterable[EngineFigures] = ()
 
 
 def plan_of(*objects: Any) -> tuple[Snapshot, Any]:
@@ -253,6 +255,36 @@ def test_a_relay_is_counted_by_service_port() -> None:
         sample = f"kproxy_relay_{named[key]}"
         assert value(samples, sample, ip_family="IPv4") == count
         assert value(samples, sample, ip_family="IPv6") == 0
+
+
+def test_a_relay_is_counted_by_endpoint() -> None:
+    """Each counter under a name of ours, with the service port's labels and the endpoint's; there
+    are samples of those endpoints only that the relay tells of."""
+    name = PortName("ns", "web", "", Protocol.TCP)
+    names = {key: f"{metric}_total" for key, metric, _ in ENDPOINT_COUNTED} | {"active": "active"}
+    counters = {key: 10 + number for number, key in enumerate(names)}
+    v4 = (EndpointCounters("10.180.0.1", 80, counters), EndpointCounters("10.180.0.1", 81, {}))
+    v6 = (EndpointCounters("fd00::1", 80, counters),)
+    relays = [
+        Figures(Family.IPV4, {}, (Counters(name, {}, v4),)),
+        Figures(Family.IPV6, {}, (Counters(name, {}, v6),)),
+    ]
+    _, samples = scraped(Metrics(Watched(relays=relays)))
+    labels = {"namespace": "ns", "service": "web", "port": "", "protocol": "TCP"}
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for (metric, labelled), count in samples.items():
+        if metric.startswith("kproxy_relay_endpoint_"):
+            own = dict(labelled)
+            place = own.pop("ip_family"), own.pop("endpoint")
+            assert own == labels
+            key = metric.removeprefix("kproxy_relay_endpoint_")
+            found.setdefault(place, {})[key] = count
+    counted = {names[key]: count for key, count in counters.items()}
+    assert found == {
+        ("IPv4", "10.180.0.1:80"): counted,
+        ("IPv4", "10.180.0.1:81"): dict.fromkeys(names.values(), 0),
+        ("IPv6", "[fd00::1]:80"): counted,
+    }
 
 
 HERE, ELSEWHERE = make_endpoint("10.180.0.1", "node1"), make_endpoint("10.180.0.2", "node2")

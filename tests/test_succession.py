@@ -342,6 +342,12 @@ def test_servers_of_the_old_one_make_room(node: Node, daemons: Daemons) -> None:
             text = b"".join(iter(lambda: client.recv(65536), b"")).decode()
         labels = 'ip_family="IPv4",namespace="ns1",port="p",protocol="TCP",service="web"'
         assert f"kproxy_relay_connections_total{{{labels}}} 1.0" in text
+        by_endpoint = [
+            line.rpartition(" ")[2]
+            for line in text.splitlines()
+            if line.startswith("kproxy_relay_endpoint_connections_total{") and labels in line
+        ]
+        assert sorted(by_endpoint) == [*("0.0",) * (len(ENDPOINTS) - 1), "1.0"]
 
 
 def test_figures_are_told_to_who_asks(node: Node, daemons: Daemons) -> None:
@@ -353,6 +359,15 @@ def test_figures_are_told_to_who_asks(node: Node, daemons: Daemons) -> None:
     (v4,) = [each for each in figures if each.family is Family.IPV4]
     counted = {str(each.name): each.counters["connections"] for each in v4.services}
     assert counted == {"ns1/web:p": 3, "ns1/web:u": 0, "ns1/sticky:p": 0, "ns1/sticky:u": 0}
+    assert not any(each.endpoints for each in v4.services)
+    asked_more = handover.ask(daemons.state, endpoints=True)
+    assert asked_more is not None
+    (web,) = [
+        each for told in asked_more for each in told.services if str(each.name) == "ns1/web:p"
+    ]
+    by_endpoint = {each.address: each.counters["connections"] for each in web.endpoints}
+    assert by_endpoint.keys() == set(ENDPOINTS)
+    assert sum(by_endpoint.values()) == 3
 
 
 # --- when it does not come about ----------------------------------------------------------------

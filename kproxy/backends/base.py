@@ -8,7 +8,6 @@ puts them together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 from kproxy.core.objects import Family, PortName, Value
@@ -95,7 +94,7 @@ class Tending(Protocol):
 class Keeping(Protocol):
     """A backend that carries packets itself, and has something that outlives its process."""
 
-    def keep(self, folder: Path) -> None:
+    def keep(self, folder: str) -> None:
         """Before the first sync: the daemon's state directory."""
 
     def close(self) -> None:

@@ -10,9 +10,10 @@ from kproxy.cli.common import emit, output_option, table
 from kproxy.cli.lab_options import complete_labs
 
 if TYPE_CHECKING:
-    from kproxy.lab.survey import Carried, HostFacts, LabFacts
+    from kproxy.lab.survey import Carried, CarriedTo, HostFacts, LabFacts
 
 _FIGURES = ("connections", "active", "retries", "failures", "in", "out")
+_ENDPOINT_FIGURES = ("connections", "active", "failures", "in", "out")
 _COLUMNS = ("lab", "name", "kind", "state", "mode", "age", "node", "addresses")
 
 
@@ -30,8 +31,8 @@ def command(lab: str | None, output: str | None) -> None:
     """List labs: nodes with the state of their kproxy, clients and pods.
 
     What the nodes carry themselves (userspace mode) is listed by service port, as far as there was
-    any. -o wide also shows interfaces, their MTU, and routes, as the kernel has them. Labs that run
-    on a kernel of their own are asked there.
+    any. -o wide also shows interfaces, their MTU, and routes, as the kernel has them, and what was
+    carried to each endpoint. Labs that run on a kernel of their own are asked there.
     """
     import msgspec
 
@@ -164,10 +165,20 @@ def _links(host: HostFacts) -> list[str]:
 def _carried_lines(host: HostFacts) -> list[str]:
     lines = []
     for one in host.carried:
-        named = zip(_FIGURES, _figures(one), strict=True)
-        told = ", ".join(f"{figure} {name}" for name, figure in named)
-        lines.append(f"carried  {one.name} {one.protocol}: {told}")
+        lines.append(f"carried  {one.name} {one.protocol}: {_told(_FIGURES, _figures(one))}")
+        lines += [f"  to  {_endpoint(each)}" for each in one.endpoints]
     return lines
+
+
+def _endpoint(one: CarriedTo) -> str:
+    pod = f" ({one.pod})" if one.pod else ""
+    numbers = (one.connections, one.active, one.failures)
+    figures = (*map(str, numbers), size(one.bytes_in), size(one.bytes_out))
+    return f"{one.address}{pod}: {_told(_ENDPOINT_FIGURES, figures)}"
+
+
+def _told(names: tuple[str, ...], figures: tuple[str, ...]) -> str:
+    return ", ".join(f"{figure} {name}" for name, figure in zip(names, figures, strict=True))
 
 
 def age(seconds: float | None) -> str:

@@ -84,8 +84,8 @@ cdef void run_batch(
         first += size
 
 
-# Whoever holds the lock takes nothing else, least of all the GIL: these do the whole of what is done
-# under it, in a function without Python in it.
+# Whoever holds the lock takes nothing else, least of all the GIL: these do the whole of what is
+# done under it, in a function without Python in it.
 
 cdef void locked_batch(
     Engine_ *engine, uint8_t *memory, Packet *packets, uint32_t count, uint64_t now

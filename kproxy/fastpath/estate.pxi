@@ -131,10 +131,12 @@ def take_flows(Engine engine not None, data, dict numbers, uint64_t now):
         raise ValueError(f"records have {sizeof(Left)} bytes; got {buffer.view.len}")
     for one in range(<uint64_t>buffer.view.len // sizeof(Left)):
         memcpy(&record, buffer.cursor.at + one * sizeof(Left), sizeof(Left))
-        if record.family > 1 or record.state >= STATES or record.place_bytes > 18:
+        if record.family > 1 or record.state >= STATES:
             raise ValueError("no such family or state")
+        if record.place_bytes != (18 if record.family else 6):
+            raise ValueError("no such endpoint")
         number = numbers.get(record.service)
-        if number is None:
+        if number is None or number >= inner.service_limit:
             continue
         place = record.place[:record.place_bytes]
         where = engine._places.get(number, {}).get(place)

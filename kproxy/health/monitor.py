@@ -18,6 +18,7 @@ from kproxy.core.tracker import Counts
 from kproxy.family import SyncRecord
 
 if TYPE_CHECKING:
+    from kproxy.backends.fastpath.figures import EngineFigures
     from kproxy.backends.userspace.estate import Figures
     from kproxy.metrics import Metrics
 
@@ -47,7 +48,11 @@ class Watched(Protocol):
 
     @property
     def relays(self) -> Iterable[Figures]:
-        """What the relay of each family has counted, in modes that have one."""
+        """What the relay of each family has counted, by endpoint too, in modes that have one."""
+
+    @property
+    def engines(self) -> Iterable[EngineFigures]:
+        """The same of packet engines."""
 
 
 class Monitor:

@@ -17,14 +17,14 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from enum import StrEnum
+from contextlib import contextmanager
 from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError as RefusedByKernel
 
-from kproxy.core.objects import Family, Value
+from kproxy.core.objects import Family
+from kproxy.core.steering import Part, Plan
 from kproxy.errors import NetlinkError
 from kproxy.kernel import tun
 from kproxy.kernel.netlink import explained, open_route
@@ -37,37 +37,6 @@ _BLACKHOLE = 6
 _LAST = 4096
 
 _FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-
-
-class Plan(Value, frozen=True):
-    """Where things are put. ``mark`` is the bit of packets that are led to ``device``; ``address``
-    is a device's own ("" for none); ``marked`` and ``local`` are preferences of rules."""
-
-    family: Family
-    device: str
-    mark: int
-    table: int
-    marked: int
-    local: int
-    address: str = ""
-    queue_length: int = 1000
-
-
-class Part(StrEnum):
-    """In the order in which they are made."""
-
-    UP = "device up"
-    ADDRESS = "address of the device"
-    NOWHERE = "route to nowhere"
-    ROUTE = "route to the device"
-    LATER = "later rule for local"
-    MARKED = "rule for marked packets"
-    NOT_FIRST = "no first rule for local"
-
-
-def wanted(plan: Plan) -> frozenset[Part]:
-    """All parts that a plan has."""
-    return frozenset(Part) - (frozenset() if plan.address else {Part.ADDRESS})
 
 
 # --- looking ------------------------------------------------------------------------------------
@@ -216,8 +185,7 @@ def _take_route(plan: Plan, route: IPRoute) -> None:
     """All of the table that lead to a device: it is ours."""
     for found in _routes(plan, route):
         if found["type"] != _BLACKHOLE:
-            with suppress(RefusedByKernel):
-                route.route("del", **_route(plan), oif=_to(found))
+            route.route("del", **_route(plan), oif=_to(found), scope=found["scope"])
 
 
 def _give_nowhere(plan: Plan, route: IPRoute) -> None:

@@ -6,9 +6,10 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,6 +23,9 @@ from kproxy.lab.lifecycle import cluster_file
 from kproxy.lab.model import LabState
 from kproxy.lab.network import namespace_name
 from kproxy.lab.undo import Process
+
+if TYPE_CHECKING:
+    from kproxy.backends.userspace.estate import Counters
 
 #: linux/rtnetlink.h: route types worth a word; unicast needs none.
 _ROUTE_KINDS = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
@@ -37,9 +41,27 @@ class InterfaceFacts(Value, frozen=True):
     addresses: tuple[str, ...] = ()
 
 
+class CarriedTo(Value, frozen=True):
+    """What a node's relay has carried to one endpoint, since the endpoint came or the relay
+    started; ``failures``: connections that it did not take, or reset before it said anything.
+
+    ``address`` has the port with it. ``pod`` as ``namespace/name``, "" where the lab has none of
+    that address.
+    """
+
+    address: str
+    pod: str = ""
+    connections: int = 0
+    active: int = 0
+    failures: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
 class Carried(Value, frozen=True):
     """What a node's relay has carried of one service port since it started, in both families;
-    ``active`` are the connections and UDP sessions that there are."""
+    ``active`` are the connections and UDP sessions that there are. ``endpoints`` are told in wide
+    surveys only."""
 
     name: str
     protocol: str
@@ -49,6 +71,7 @@ class Carried(Value, frozen=True):
     bytes_out: int = 0
     retries: int = 0
     failures: int = 0
+    endpoints: tuple[CarriedTo, ...] = ()
 
 
 class HostFacts(Value, frozen=True):
@@ -85,7 +108,8 @@ class LabFacts(Value, frozen=True):
 
 
 def survey(names: Iterable[str], *, wide: bool = False) -> tuple[LabFacts, ...]:
-    """Look at labs. ``wide`` also asks the kernel for interfaces and routes."""
+    """Look at labs. ``wide`` also asks the kernel for interfaces and routes, and relays for what
+    they carried to each endpoint."""
     return tuple(_survey(name, wide) for name in names)
 
 
@@ -95,7 +119,7 @@ def _survey(name: str, wide: bool) -> LabFacts:
         return LabFacts(name)
     proxies = daemons.alive(name, daemons.ROLE_PROXY)
     answered = bool(daemons.alive(name, daemons.ROLE_PODS))
-    hosts = [_node(lab, node, proxies.get(node)) for node in lab.nodes]
+    hosts = [_node(lab, node, proxies.get(node), wide) for node in lab.nodes]
     hosts += [
         HostFacts(c.name, "client", "up", addresses=wiring.client_addresses(lab.topology, c.name))
         for c in lab.topology.clients
@@ -117,7 +141,7 @@ def _survey(name: str, wide: bool) -> LabFacts:
     return LabFacts(name, lab.topology.name, mode, hosts=tuple(hosts))
 
 
-def _node(lab: LabState, node: str, process: Process | None) -> HostFacts:
+def _node(lab: LabState, node: str, process: Process | None, wide: bool) -> HostFacts:
     addresses = wiring.node_addresses(lab.topology, node)
     log = daemons.proxy_log(lab.name, node)
     directory = daemons.proxy_state_dir(lab.name, node)
@@ -136,7 +160,7 @@ def _node(lab: LabState, node: str, process: Process | None) -> HostFacts:
     carried: tuple[Carried, ...] = ()
     if lab.mode in succession.MODES:
         try:
-            carried = _carried(directory)
+            carried = _carried(lab, directory, wide)
         except KernelError as silent:
             detail = detail or f"its relay does not tell: {silent}"
     return HostFacts(
@@ -151,14 +175,17 @@ def _node(lab: LabState, node: str, process: Process | None) -> HostFacts:
     )
 
 
-def _carried(directory: Path) -> tuple[Carried, ...]:
+def _carried(lab: LabState, directory: Path, wide: bool) -> tuple[Carried, ...]:
     from kproxy.backends.userspace import handover
 
+    pods = {address: f"{pod.namespace}/{pod.name}" for pod in lab.pods for address in pod.addresses}
     counts: dict[tuple[str, str], Counter[str]] = {}
-    for relay in handover.ask(directory) or ():
+    endpoints: dict[tuple[str, str], list[CarriedTo]] = {}
+    for relay in handover.ask(directory, endpoints=wide) or ():
         for each in relay.services:
             key = str(each.name), each.name.protocol.value
             counts.setdefault(key, Counter()).update(each.counters)
+            endpoints.setdefault(key, []).extend(_endpoints(each, pods))
     return tuple(
         Carried(
             *key,
@@ -168,9 +195,27 @@ def _carried(directory: Path) -> tuple[Carried, ...]:
             bytes_out=counted["bytes_out"],
             retries=counted["retries"],
             failures=counted["failures"],
+            endpoints=tuple(endpoints[key]),
         )
         for key, counted in sorted(counts.items())
     )
+
+
+def _endpoints(service: Counters, pods: Mapping[str, str]) -> list[CarriedTo]:
+    """By address, as numbers go: all are of one family."""
+    in_order = sorted(service.endpoints, key=lambda each: (ip_address(each.address), each.port))
+    return [
+        CarriedTo(
+            str(each),
+            pods.get(each.address, ""),
+            connections=each.counters["connections"],
+            active=each.counters["active"],
+            failures=each.counters["failures"],
+            bytes_in=each.counters["bytes_in"],
+            bytes_out=each.counters["bytes_out"],
+        )
+        for each in in_order
+    ]
 
 
 def _with_links(lab: str, host: HostFacts) -> HostFacts:

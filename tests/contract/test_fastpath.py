@@ -40,9 +40,10 @@ def everything(family: Family) -> tuple[str, ...]:
         ["sysctl", "-n", *(name.replace("/", ".") for name in OF_THE_NODE)]
     ).stdout.decode()
     table = ip(family, "route", "show", "table", "all", "type", "unicast")
-    links = [line for line in ip(family, "-o", "link").splitlines() if "kp" in line]
+    # Its state is unknown as long as it never was without a carrier.
+    links = [line.split(" mtu ")[0] for line in ip(family, "-o", "link").splitlines()]
     ruleset = command.run(["nft", "list", "ruleset"]).stdout.decode()
-    return ip(family, "rule"), table, "\n".join(links), ruleset, sysctls
+    return ip(family, "rule"), table, "\n".join(links[1:]), ruleset, sysctls
 
 
 OF_THE_NODE = (

@@ -248,6 +248,10 @@ def test_a_change_by_others_is_noticed_and_mended(
         looking.pause()
         more = successor(now, port("more", family, number=82))
         assert looking.resume(syncer.sync(more).transactions) == ""
+        looking.pause()
+        gone = (port("more", family, number=82).name,)
+        more = successor(more, removed=gone)
+        assert looking.resume(syncer.sync(more).transactions) == ""
         change(run)
         assert noticed()
         looking.pause()

@@ -42,6 +42,7 @@ class Watched:
     refused = 0
     plans = ()
     relays = ()
+    engines = ()
 
 
 def done(*, ok: bool = True) -> tuple[SyncRecord, ...]:

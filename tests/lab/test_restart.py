@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -107,7 +109,7 @@ def test_ls_tells_what_is_carried() -> None:
     plain = kproxy("lab", "ls", "--name", LAB).stdout
     assert "CONNECTIONS" not in plain
     with connect(lab, "echo-0") as client:
-        asked(client)
+        pod = asked(client)
         text = kproxy("lab", "ls", "--name", LAB).stdout
         head, row = text.split("\n\n")[1].splitlines()
         assert head.split() == [
@@ -118,6 +120,9 @@ def test_ls_tells_what_is_carried() -> None:
         assert row.split()[:6] == [LAB, pods["echo-0"], "default/web:http", "TCP", "1", "1"]
         wide = kproxy("lab", "ls", "--name", LAB, "-o", "wide").stdout
         assert "carried  default/web:http TCP: 1 connections, 1 active, 0 retries" in wide
+        place = next(each.addresses[0] for each in lab.pods if each.name == pod)
+        taken = rf"      to  {re.escape(place)}:\d+ \(default/{pod}\): 1 connections, 1 active, 0 "
+        assert re.search(taken, wide)
     (facts,) = json.loads(kproxy("lab", "ls", "--name", LAB, "-o", "json").stdout)
     carried = {
         (host["name"], one["name"]): one["connections"]
@@ -126,3 +131,22 @@ def test_ls_tells_what_is_carried() -> None:
     }
     assert carried[pods["echo-0"], "default/web:http"] == 1
     assert sum(carried.values()) == 1
+    _tells_of_endpoints(lab, facts, pod)
+
+
+def _tells_of_endpoints(lab: LabState, facts: dict[str, Any], pod: str) -> None:
+    """Each pod of the service with each of its addresses, on every node; the one that answered has
+    had the connection."""
+    web = {each.name: each for each in lab.pods if each.workload == "web"}
+    nodes = [host for host in facts["hosts"] if host["kind"] == "node"]
+    assert nodes
+    for host in nodes:
+        (of_web,) = [one for one in host["carried"] if one["name"] == "default/web:http"]
+        told = {(each["pod"], each["address"].rpartition(":")[0]) for each in of_web["endpoints"]}
+        assert told == {
+            (f"default/{name}", f"[{address}]" if ":" in address else address)
+            for name, each in web.items()
+            for address in each.addresses
+        }
+        taken = [each["pod"] for each in of_web["endpoints"] if each["connections"]]
+        assert taken == ([f"default/{pod}"] if of_web["connections"] else [])

@@ -16,14 +16,15 @@ from kproxy.backends.fastpath import estate, host, steer
 from kproxy.backends.fastpath.carrier import Carrier
 from kproxy.backends.fastpath.door import OUTLIVING, SteerDoor
 from kproxy.backends.fastpath.estate import Estate
+from kproxy.backends.fastpath.figures import EngineFigures, figures_of
 from kproxy.backends.fastpath.held import Held, Patch, diff, settled
 from kproxy.backends.fastpath.render import Desired, render
 from kproxy.backends.fastpath.seed import kept_seed
 from kproxy.backends.xtables.localnet import ROUTE_LOCALNET
 from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import FastpathSettings, LocalDetector, Snapshot
+from kproxy.core.steering import Part, wanted
 from kproxy.errors import KernelError
-from kproxy.kernel.steering import Part, wanted
 
 _log = logs.get("fastpath")
 
@@ -55,8 +56,8 @@ class FastpathBackend:
 
     # --- what outlives the process, see kproxy.backends.base.Keeping ---
 
-    def keep(self, folder: Path) -> None:
-        self._folder = folder
+    def keep(self, folder: str) -> None:
+        self._folder = Path(folder)
 
     def close(self) -> None:
         """Leaves flows and affinities to the next process."""
@@ -95,10 +96,10 @@ class FastpathBackend:
             self._carrier = Carrier(self.family, self._settings, seed)
         return self._carrier
 
-    @property
-    def carrying(self) -> Carrier | None:
-        """The same, if there is one."""
-        return self._carrier
+    def figures(self) -> tuple[EngineFigures, ...]:
+        """What it has counted; () before there is one."""
+        carrier = self._carrier
+        return () if carrier is None else (figures_of(carrier),)
 
     # --- from plan to kernel ---
 

@@ -181,7 +181,7 @@ class Carrier:
 
     def numbers(self) -> Iterable[tuple[PortName, int]]:
         """Service ports in force, with the engine's numbers of them."""
-        return self._numbers.items()
+        return tuple(self._numbers.items())
 
 
 def _engine_settings(settings: FastpathSettings, seed: bytes) -> EngineSettings:

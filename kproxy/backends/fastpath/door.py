@@ -31,9 +31,9 @@ from kproxy.backends.fastpath.steer import (
 from kproxy.backends.xtables.localnet import ROUTE_LOCALNET
 from kproxy.core.objects import Family
 from kproxy.core.snapshot import LocalDetector
+from kproxy.core.steering import Part
 from kproxy.kernel import command, netns, steering, sysctl, tun
 from kproxy.kernel.netlink import open_route
-from kproxy.kernel.steering import Part
 
 _CHECKS = "net/ipv4/conf/all/rp_filter"
 

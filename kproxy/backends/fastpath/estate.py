@@ -1,6 +1,6 @@
-"""What a daemon leaves to the next one when it ends: its engine's flows and affinities, as a file.
+"""What a daemon leaves to the next one when it ends: flows and affinities of its engine, as a file.
 
-Without it (after ``kill -9``) flows are made anew by the first packet of their client: hashing leads
+Without it (after ``kill -9``) flows are made anew by the next packet of their client: hashing leads
 it to the same endpoint, and behind the same port, as long as the endpoints are those of then.
 """
 

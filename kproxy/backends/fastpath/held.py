@@ -9,8 +9,8 @@ from kproxy.backends.fastpath.plan import differences
 from kproxy.backends.fastpath.render import Desired, changed_names, sets_of
 from kproxy.backends.fastpath.steer import HOSTS, Frame, Member, minus
 from kproxy.core.objects import PortName, Value
+from kproxy.core.steering import Part, wanted
 from kproxy.core.twin.values import NodeTable, ServiceTable
-from kproxy.kernel.steering import Part, wanted
 
 Members = Mapping[str, frozenset[Member]]
 

@@ -8,6 +8,7 @@ from kproxy.backends.fastpath import steer
 from kproxy.backends.fastpath.door import learned
 from kproxy.backends.fastpath.steer import DEVICES, Frame
 from kproxy.core.objects import Family
+from kproxy.core.steering import wanted
 from kproxy.errors import CommandError, KernelError, MachineError
 from kproxy.kernel import command, netns, steering, sysctl, tun
 
@@ -32,7 +33,7 @@ def _try_device(family: Family) -> None:
     for queue in tun.open_queues(DEVICES[family], 1):
         os.close(queue)
     try:
-        steering.put(plan, steering.wanted(plan))
+        steering.put(plan, wanted(plan))
     except KernelError as refused:
         raise MachineError(
             f"fastpath mode: {refused.what}",

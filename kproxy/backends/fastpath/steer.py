@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from kproxy.backends.xtables.localnet import ROUTE_LOCALNET
 from kproxy.core.objects import Family, Value
-from kproxy.kernel.steering import Plan
+from kproxy.core.steering import Plan
 
 TABLE = "kpsteer"
 
@@ -87,8 +87,8 @@ RESERVED = "net/ipv4/ip_local_reserved_ports"
 
 
 def sysctls(frame: Frame, *, checked: bool = True) -> dict[str, str]:
-    """All of them by name; :data:`RESERVED` has its ports among others. ``checked``: the node checks
-    the sources of what all its devices receive."""
+    """All of them by name; :data:`RESERVED` has its ports among others. ``checked``: the sources of
+    what any device receives are checked."""
     first, last = HIDING_PORTS
     node = dict([LIBERAL, (RESERVED, f"{first}-{last}")])
     loopback = dict([ROUTE_LOCALNET]) if frame.localhost else {}
@@ -103,6 +103,9 @@ def device_sysctls(family: Family, *, checked: bool = True) -> dict[str, str]:
         # Without a reader the device has no carrier, and packets go their ordinary way.
         "ignore_routes_with_linkdown": "1",
     }
+    if family is Family.IPV6:
+        # No address of the link, and no search for routers on it.
+        names |= {"addr_gen_mode": "1"}
     if family is Family.IPV4:
         names |= {
             # The node as a client, and clients that are hidden behind it.

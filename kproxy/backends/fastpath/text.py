@@ -12,8 +12,8 @@ from kproxy.backends.fastpath import steer
 from kproxy.backends.fastpath.render import Desired, render, text_of
 from kproxy.core.objects import PortName
 from kproxy.core.snapshot import Snapshot
+from kproxy.core.steering import Plan
 from kproxy.core.twin.values import Fate, Member, Rows, ServiceTable, Way, WayKind
-from kproxy.kernel.steering import Plan
 
 _SETS = ("cluster", "local")
 _CLIENTS = ("pods of this node", "the node", "others")

@@ -1,8 +1,10 @@
 """Userspace mode: the backend that keeps a relay and the rules that lead to it in step.
 
-Order of a change: sockets and endpoint lists, then rules; what goes, goes the other way round. A
-service whose endpoints change touches the relay alone. A front that cannot be opened and a node
-port that somebody else has are left out of the rules, told, and tried again at full syncs.
+Order of a change: sockets that nobody reaches yet and endpoint lists, their guards, then the rules
+that lead there. What goes, goes the other way round: the guards last, so that no socket is open
+without. A service whose endpoints change touches the relay alone. A front that cannot be opened and
+a node port that somebody else has are told, and tried again at full syncs; no rules lead there, and
+clients of a missing front are refused.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from kproxy.backends.userspace.diff import (
     call,
     diff,
     guards_first,
+    guards_last,
     lines_between,
     rules_between,
 )
@@ -224,12 +227,14 @@ class UserspaceBackend:
         rules = self._rules(patch, relaying, lines)
         # Guarded before anybody is let in: a client that finds a relay port in between would keep
         # his connection, or his UDP session as long as he likes, whatever source ranges say.
+        rules, unguarding = guards_last(rules)
         for part in guards_first(rules) if self.relay.deaf else (rules,):
             self._write(part, lines, counter)
             self._hear()
         # After the rules: route_localnet without the guard would open 127.0.0.1 to neighbours.
         self._set(patch)
         self._close(patch, relaying)
+        self._write(unguarding, lines, counter)
         if patch.read is not None:
             self._lines = {}
         for name, new in lines.items():

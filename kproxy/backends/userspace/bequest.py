@@ -103,11 +103,13 @@ class Heir:
             self._door.carried.tell(lent.service)
 
     def _fitting(self, lent: Lent) -> Lent:
-        """But for fronts that listen elsewhere than we are to (another --bind-address): rules will
-        not lead there, and the first sync opens others."""
+        """But for fronts that listen elsewhere than we are to (another --bind-address or
+        --proxy-port-range): rules will not lead there, and the first sync opens others."""
         fronts = []
         for front in lent.fronts:
-            if all(address_of(fd) == self._door.listen for fd in front.fds):
+            addresses = map(address_of, front.fds)
+            udp = lent.service.udp
+            if all(self._door.fits(front.port, address, udp=udp) for address in addresses):
                 fronts.append(front)
             else:
                 close_all(front.fds)

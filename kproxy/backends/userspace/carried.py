@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kproxy.backends.userspace.estate import Counters, Figures
+from kproxy.backends.userspace.estate import Counters, EndpointCounters, Figures
 from kproxy.backends.userspace.plan import Front, Service
 from kproxy.backends.userspace.sockets import hear
 from kproxy.core.objects import Family, PortName, Value
@@ -169,15 +169,18 @@ class Carried:
         ports = {use: front.port for use, front in served.fronts.items()}
         self.standing[service.name] = Standing(service, ports)
 
-    def figures(self) -> Figures:
-        """What the relay has counted; nothing while there is none. For any thread."""
+    def figures(self, *, endpoints: bool = False) -> Figures:
+        """What the relay has counted, on demand of each endpoint as well; nothing while there is
+        none. For any thread."""
         relay = self._relay
         if relay is None:
             return Figures(self.family)
         counted = []
         for name, served in list(self.services.items()):
             with suppress(KeyError):  # it has gone this moment
-                counted.append(Counters(name, relay.service_counters(served.id)))
+                of_all = relay.service_counters(served.id)
+                of_each = _of_endpoints(relay, served.id) if endpoints else ()
+                counted.append(Counters(name, of_all, of_each))
         return Figures(self.family, relay.totals(), tuple(counted))
 
     def close(self) -> None:
@@ -188,6 +191,11 @@ class Carried:
         self.services.clear()
         self.standing.clear()
         self.sockets = 0
+
+
+def _of_endpoints(relay: Relay, service: int) -> tuple[EndpointCounters, ...]:
+    counted = relay.endpoint_counters(service)
+    return tuple([EndpointCounters(*place, counters) for place, counters in counted.items()])
 
 
 def _manners(service: Service) -> tuple[int, bool]:

@@ -11,8 +11,8 @@ decision goes before another it has a chain of its own::
 
 Linear chains cost by their length, so the ones in filter are met by the first packets of
 connections only: all others are ESTABLISHED. That a connection was translated tells the virtual
-state DNAT. Who finds a relay port in the milliseconds between its opening and its guard keeps the
-one connection that he made.
+state DNAT. A relay port takes no packet before its guard stands, and keeps its guard until it is
+closed: who got in once would stay, as nobody asks about connections that are ESTABLISHED.
 """
 
 from __future__ import annotations

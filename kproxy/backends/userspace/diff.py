@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 
 from msgspec.structs import replace
 
-from kproxy.backends.userspace.chains import PLACES
+from kproxy.backends.userspace.chains import PLACES, RELAY_GUARD
 from kproxy.backends.userspace.held import (
     Held,
     Relaying,
@@ -164,26 +164,28 @@ def _from_read(desired: Desired, actual: Held) -> Patch | None:
 
 class RulesPatch(Value, frozen=True):
     """``written``: chains made or emptied, and then filled; ``added`` and ``deleted``: single
-    lines of others. ``surplus`` lines of base chains go before ``jumps`` are put at their top.
-    ``guard`` lines are added to the chain shared with the kubelet (``declare_guard``: it has to be
-    made)."""
+    lines of others. ``anew``: chains of filter that lose so many lines that they are emptied and
+    filled, when what has to come is there (it is in ``added`` too). ``surplus`` lines of base
+    chains go before ``jumps`` are put at their top. ``guard`` lines are added to the chain shared
+    with the kubelet (``declare_guard``: it has to be made)."""
 
     written: tuple[tuple[Place, tuple[str, ...]], ...] = ()
     added: tuple[Line, ...] = ()
     deleted: tuple[Line, ...] = ()
+    anew: tuple[tuple[Place, tuple[str, ...]], ...] = ()
     jumps: tuple[Line, ...] = ()
     surplus: tuple[Line, ...] = ()
     guard: tuple[str, ...] = ()
     declare_guard: bool = False
 
     def __bool__(self) -> bool:
-        lines = self.written or self.added or self.deleted or self.guard
+        lines = self.written or self.added or self.deleted or self.anew or self.guard
         return bool(lines or self.jumps or self.surplus or self.declare_guard)
 
 
 def rules_between(desired: Desired, relaying: Relaying, found: Found) -> RulesPatch:
     """From what was found to what ``desired`` needs with the relay as it is."""
-    written, added, deleted = [], [], []
+    written, added, deleted, anew = [], [], [], []
     for place, rows in rows_of(desired.blocks.values(), relaying).items():
         there = lines_in(found, place)
         if there is None:
@@ -192,10 +194,14 @@ def rules_between(desired: Desired, relaying: Relaying, found: Found) -> RulesPa
         held = Counter(there)
         # What stands twice is taken away once.
         surplus = list((held - Counter(list(rows))).elements())
-        if len(surplus) > MOST_DELETIONS:
+        many = len(surplus) > MOST_DELETIONS
+        if many and place[0] is Table.NAT:
             written.append((place, tuple(rows)))
             continue
         added += [(place[0], row) for row in rows if row not in held]
+        if many:
+            anew.append((place, tuple(rows)))
+            continue
         deleted += [(place[0], row) for row in surplus]
     jumps, others = jump_change(desired.jumps, found.jumps)
     guard = guard_in(found)
@@ -203,6 +209,7 @@ def rules_between(desired: Desired, relaying: Relaying, found: Found) -> RulesPa
         tuple(written),
         tuple(added),
         tuple(deleted),
+        tuple(anew),
         jumps,
         others,
         guard=tuple([row for row in desired.guard if row not in (guard or ())]),
@@ -223,13 +230,33 @@ def lines_between(
         added += [line for line in now if line not in then]
         deleted += [line for line in then if line not in now]
     many = Counter(map(place_of, deleted))
-    anew = {place for place, count in many.items() if count > MOST_DELETIONS}
-    rows = whole() if anew else {}
+    filled = {place for place, count in many.items() if count > MOST_DELETIONS}
+    rows = whole() if filled else {}
+    chains = [(place, tuple(rows[place])) for place in PLACES if place in filled]
     return RulesPatch(
-        written=tuple([(place, tuple(rows[place])) for place in PLACES if place in anew]),
-        added=tuple([line for line in added if place_of(line) not in anew]),
-        deleted=tuple([line for line in deleted if place_of(line) not in anew]),
+        written=tuple([(place, lines) for place, lines in chains if place[0] is Table.NAT]),
+        added=tuple(
+            [line for line in added if line[0] is Table.FILTER or place_of(line) not in filled]
+        ),
+        deleted=tuple([line for line in deleted if place_of(line) not in filled]),
+        anew=tuple([(place, lines) for place, lines in chains if place[0] is Table.FILTER]),
         guard=guard,
+    )
+
+
+def guards_last(patch: RulesPatch) -> tuple[RulesPatch, RulesPatch]:
+    """In two: all but the guards that go, then these, for when what they guarded is closed."""
+    guards = (Table.FILTER, RELAY_GUARD)
+    return (
+        replace(
+            patch,
+            deleted=tuple([line for line in patch.deleted if place_of(line) != guards]),
+            anew=tuple([each for each in patch.anew if each[0] != guards]),
+        ),
+        RulesPatch(
+            deleted=tuple([line for line in patch.deleted if place_of(line) == guards]),
+            anew=tuple([each for each in patch.anew if each[0] == guards]),
+        ),
     )
 
 
@@ -246,7 +273,7 @@ def guards_first(patch: RulesPatch) -> tuple[RulesPatch, RulesPatch]:
     )
     return (
         replace(first, guard=patch.guard, declare_guard=patch.declare_guard),
-        replace(rest, deleted=patch.deleted),
+        replace(rest, deleted=patch.deleted, anew=patch.anew),
     )
 
 
@@ -255,16 +282,24 @@ def call(patch: RulesPatch) -> Call:
     refused before nat lets go of it, and no more only when nat has it."""
     yield from section(Table.FILTER, *_come(patch, Table.FILTER))
     yield from section(Table.NAT, *_come(patch, Table.NAT), deleted(patch.deleted, Table.NAT))
-    yield from section(Table.FILTER, deleted(patch.deleted, Table.FILTER))
+    yield from section(
+        Table.FILTER, *_filled(patch.anew, Table.FILTER), deleted(patch.deleted, Table.FILTER)
+    )
+
+
+def _filled(
+    chains: tuple[tuple[Place, tuple[str, ...]], ...], table: Table
+) -> Iterator[Iterator[str]]:
+    written = [(chain, rows) for (owner, chain), rows in chains if owner is table]
+    yield flushes(chain for chain, _ in written)
+    yield (f"{row}\n" for _, rows in written for row in rows)
 
 
 def _come(patch: RulesPatch, table: Table) -> Iterator[Iterator[str]]:
-    written = [(chain, rows) for (owner, chain), rows in patch.written if owner is table]
     if table is Table.FILTER:
         yield flushes((KUBELET_FIREWALL,) if patch.declare_guard else ())
         yield (f"{row}\n" for row in patch.guard)
-    yield flushes(chain for chain, _ in written)
-    yield (f"{row}\n" for _, rows in written for row in rows)
+    yield from _filled(patch.written, table)
     yield (f"{row}\n" for owner, row in patch.added if owner is table)
     yield deleted(patch.surplus, table)
     yield on_top(patch.jumps, table)

@@ -158,6 +158,10 @@ class RelayDoor:
         if deaf:
             self._deaf.append(Front(service.name, use))
 
+    def fits(self, port: int, address: str, *, udp: bool) -> bool:
+        """Whether a front may listen there, by --proxy-port-range and --bind-address."""
+        return self._ports[udp].allows(port) and address == self.listen
+
     def adopt(self, service: Service, use: Use, port: int, fds: tuple[int, ...]) -> None:
         """Serve sockets that a predecessor had made for a front of a service that the relay
         knows."""
@@ -186,9 +190,10 @@ class RelayDoor:
         """Give node ports back. Unknown ones: nothing."""
         self.node_ports.release(ports)
 
-    def figures(self) -> Figures:
-        """What the relay has counted; nothing while there is none."""
-        return self.carried.figures()
+    def figures(self, *, endpoints: bool = False) -> Figures:
+        """What the relay has counted, on demand of each endpoint as well; nothing while there is
+        none."""
+        return self.carried.figures(endpoints=endpoints)
 
     # --- the end -------------------------------------------------------------------------------
 

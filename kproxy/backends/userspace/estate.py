@@ -61,11 +61,26 @@ class Words(Value, frozen=True):
     sessions: tuple[tuple[str, int, str, int], ...] = ()
 
 
+class EndpointCounters(Value, frozen=True):
+    """What a relay has counted of one endpoint of a service port (``Relay.endpoint_counters``)."""
+
+    address: str
+    port: int
+    counters: dict[str, int]
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{host}:{self.port}"
+
+
 class Counters(Value, frozen=True):
-    """What a relay has counted of one service port (``Relay.service_counters``)."""
+    """What a relay has counted of one service port (``Relay.service_counters``), and of its
+    endpoints where that was asked for: those that it has, and those that went while connections to
+    them go on."""
 
     name: PortName
     counters: dict[str, int]
+    endpoints: tuple[EndpointCounters, ...] = ()
 
 
 class Figures(Value, frozen=True):

@@ -64,7 +64,9 @@ class Hello(Value, frozen=True, tag=True):
 
 
 class Ask(Value, frozen=True, tag=True):
-    """Somebody wants to know what the relays have counted."""
+    """Somebody wants to know what the relays have counted, maybe of each endpoint as well."""
+
+    endpoints: bool = False
 
 
 class Told(Value, frozen=True, tag=True):
@@ -284,15 +286,16 @@ class Predecessor:
         self._line.close()
 
 
-def ask(folder: Path) -> tuple[Figures, ...] | None:
-    """What the relays of the process that serves with this directory have counted; None when
-    none serves."""
+def ask(folder: Path, *, endpoints: bool = False) -> tuple[Figures, ...] | None:
+    """What the relays of the process that serves with this directory have counted, on demand of
+    each endpoint as well; None when none serves. A process that does not know of endpoints tells
+    none."""
     line = _called(folder)
     if line is None:
         return None
     line.patience(_ASK_PATIENCE)
     try:
-        line.say(Ask())
+        line.say(Ask(endpoints))
         return line.heard(_TOLD).relays
     finally:
         line.close()

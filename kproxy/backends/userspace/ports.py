@@ -51,7 +51,7 @@ class Ports:
         A port outside the range is not asked for again: the range may have been changed.
         KernelError when the range has none left.
         """
-        if before and self._allowed(before) and before not in self._ours:
+        if before and self.allows(before) and before not in self._ours:
             try:
                 return self._taken(open_(before))
             except PortTaken:
@@ -73,7 +73,8 @@ class Ports:
         """Others may have given ports back: look through the whole range once more."""
         self._exhausted = False
 
-    def _allowed(self, port: int) -> bool:
+    def allows(self, port: int) -> bool:
+        """Whether it is in the range."""
         return self._span is None or self._span[0] <= port <= self._span[1]
 
     def _taken(self, sockets: Sockets) -> Sockets:

@@ -70,12 +70,16 @@ class Draft(Value, frozen=True, gc=False):
     """A rule, and what it waits for.
 
     ``front``: the relay port of that list's front, as its target where it has none, as its dport
-    where it has one. ``held``: it stands only as long as the node port is held.
+    where it has one. ``held``: it stands only as long as the node port is held. ``whole``: only as
+    long as all of these fronts do; ``lacking``: only as long as one of them does not, since it
+    could not be opened.
     """
 
     rule: Rule
     front: Use | None = None
     held: bool = False
+    whole: tuple[Use, ...] = ()
+    lacking: tuple[Use, ...] = ()
 
 
 class Found(NamedTuple):
@@ -91,9 +95,14 @@ def finished(draft: Draft, found: Found) -> Rule | None:
     """The rule; None when what it waits for is not there."""
     if draft.held and not found.held:
         return None
+    ports = dict(found.ports)
+    if not all(use in ports for use in draft.whole):
+        return None
+    if draft.lacking and all(use in ports for use in draft.lacking):
+        return None
     if draft.front is None:
         return draft.rule
-    port = dict(found.ports).get(draft.front)
+    port = ports.get(draft.front)
     if port is None:
         return None
     if draft.rule.target is not None:
@@ -148,6 +157,15 @@ class _Port:
         refusal = _REFUSALS[VERDICT[self._plan.endpoints.has_any, False]]
         return self._rule(place, *refusal, dport)
 
+    def _no_front(self, place: Place, dport: int) -> Rule:
+        """For clients whose front is missing."""
+        return self._rule(place, Reject(), "has no relay port", dport)
+
+    @property
+    def _entered(self) -> tuple[Use, ...]:
+        """The fronts that clients outside the cluster IP are led to."""
+        return tuple([use for use in self._uses if use in self._outside.values()])
+
     @property
     def _all_served(self) -> bool:
         """Whether every client outside the cluster IP finds a front."""
@@ -165,6 +183,8 @@ class _Port:
             for place in (_CONTAINER, _HOST):
                 rule = self._rule(place, None, "cluster IP", plan.port)
                 yield Draft(replace(rule, destination=address), self._inside)
+            refusal = replace(self._no_front(_FILTER, plan.port), destination=address)
+            yield Draft(refusal, lacking=(self._inside,))
         else:
             yield Draft(replace(self._refusal(_FILTER, plan.port), destination=address))
 
@@ -183,11 +203,11 @@ class _Port:
                         rule = self._rule(place, None, note, plan.port)
                         rule = replace(rule, destination=address, source=_spelled(source))
                         yield from self._for_clients(rule)
-                if not (open_ and self._all_served):
-                    unserved = self._rule(_UNSERVED, Accept(), f"{note} unserved", plan.port)
-                    refusal = self._refusal(_FILTER, plan.port)
-                    yield Draft(replace(unserved, destination=address))
-                    yield Draft(replace(refusal, destination=address))
+                unserved = self._rule(_UNSERVED, Accept(), f"{note} unserved", plan.port)
+                unserved = replace(unserved, destination=address)
+                for draft in self._left_alone(_FILTER, plan.port, open_=open_):
+                    yield replace(draft, rule=replace(draft.rule, destination=address))
+                    yield replace(draft, rule=unserved)
 
     def node_port(self) -> Iterator[Draft]:
         plan = self._plan
@@ -200,10 +220,25 @@ class _Port:
             rule = self._rule(place, None, "node port", plan.node_port)
             for one in self._at_node(rule, loopback=loopback):
                 yield from (replace(each, held=True) for each in self._for_clients(one))
+        for draft in self._left_alone(_PORT_FILTER, plan.node_port):
+            for one in self._at_node(draft.rule, loopback=self._context.serves_localhost):
+                yield replace(draft, rule=one, held=True)
+
+    def _left_alone(self, place: Place, dport: int, *, open_: bool = True) -> Iterator[Draft]:
+        """What becomes of clients that a way in from outside does not translate. ``open_``: it is
+        for every source.
+
+        Where a front is missing all are refused, as where there are no endpoints. Who has none by
+        policy is dropped all the same: one rule cannot tell him from the others.
+        """
+        missing = Draft(self._no_front(place, dport), lacking=self._entered)
         if not self._all_served:
-            refusal = self._refusal(_PORT_FILTER, plan.node_port)
-            for one in self._at_node(refusal, loopback=self._context.serves_localhost):
-                yield Draft(one, held=True)
+            yield Draft(self._refusal(place, dport))
+        elif not open_:
+            yield Draft(self._refusal(place, dport), whole=self._entered)
+            yield missing
+        else:
+            yield missing
 
     def guards(self) -> Iterator[Draft]:
         """What keeps strangers from the ports that are open for this service port, and what lets

@@ -151,10 +151,13 @@ def test_clients_are_forgotten(net: Net, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(datagrams, "IDLE", 0.0)
     server, client = net.bound((VIP, 53)), net.client()
     sources = set()
-    for _ in range(3):
+    # What is sent before the relay has looked at the time once more still finds its socket.
+    for _ in range(1000):
         client.sendto(b"question", (VIP, 53))
         sources.add(server.recvfrom(100)[1])
-    assert len(sources) > 1
+        if len(sources) > 1:
+            return
+    pytest.fail("a thousand datagrams of one client came by one socket")
 
 
 @pytest.mark.parametrize("size", [0, 1, 1472, 9000, 65507])

@@ -93,11 +93,11 @@ OPENED = ("restore", "hear", "restore")
     [
         ((port("web", ways="cn", pods=3),), (), ["put"]),
         ((port("web", ways="cn", affinity=60),), (), ["put"]),
-        ((port("web", ways="cn", pods=0),), (), ["restore", "drop"]),
-        ((), (WEB.name,), ["restore", "drop", "release"]),
+        ((port("web", ways="cn", pods=0),), (), ["restore", "drop", "restore"]),
+        ((), (WEB.name,), ["restore", "drop", "release", "restore"]),
         ((port("web", ways="c"),), (), ["put", "restore", "release"]),
         ((port("web", ways="cn", internal=LOCAL),), (), ["put", *OPENED]),
-        ((port("other", number=81, internal=LOCAL),), (), ["put", *OPENED, "shut"]),
+        ((port("other", number=81, internal=LOCAL),), (), ["put", *OPENED, "shut", "restore"]),
         ((port("new", ways="e", number=82),), (), ["put", *OPENED]),
         ((), (), []),
     ],
@@ -110,6 +110,34 @@ def test_order_of_a_change(
     applied = world.syncer.sync(successor(NOW, *plans, removed=removed))
     assert world.verbs() == verbs
     assert applied.transactions == 0 or "restore" in verbs
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_a_guard_stands_as_long_as_its_port_is_open(count: int) -> None:
+    """What leads there goes, then the sockets, then the guard; also when so many go that chains
+    are written anew."""
+    world = World()
+    plans = [port(f"svc{n:03}", number=1000 + n) for n in range(count)]
+    first = snapshot(*plans, OTHER)
+    world.syncer.sync(first)
+    guards, portals = (
+        lambda: len(world.rows("filter", chains.RELAY_GUARD)),
+        lambda: len(world.rows("nat", chains.PORTALS_HOST)),
+    )
+    seen = []
+    drop = world.relay.drop
+
+    def dropping(names: Iterable[PortName]) -> None:
+        seen.append((portals(), guards()))
+        drop(names)
+
+    world.relay.drop = dropping  # type: ignore[method-assign]
+    new = port("new", number=82)
+    last = successor(first, new, removed=tuple(plan.name for plan in plans))
+    world.syncer.sync(last)
+    assert seen == [(2, count + 2)]
+    assert (portals(), guards()) == (2, 2)
+    assert world.backend.diff(world.syncer.desired, world.backend.read()) is None
 
 
 def test_an_endpoint_list_is_not_told_twice(world: World) -> None:
@@ -150,17 +178,23 @@ def test_a_refusal_is_told_as_long_as_it_lasts() -> None:
 
 
 def test_a_front_that_cannot_be_opened(world: World) -> None:
-    """Its service port has no rules that lead there; the others are served."""
+    """Its service port has no rules that lead there, it is refused; the others are served."""
     fresh = World()
     fresh.relay.unopened.add(CLUSTER)
     assert [name for name, _ in fresh.syncer.sync(NOW).refused] == [WEB.name]
     assert len(fresh.rows("nat", chains.PORTALS_HOST)) == 1
+    for chain in (chains.PORTALS_FILTER, chains.NODEPORT_FILTER):
+        (row,) = fresh.rows("filter", chain)
+        assert "ns1/web:p80 has no relay port" in row
+        assert "-j REJECT" in row
     fresh.syncer.forget()
     assert not fresh.syncer.sync(NOW).foreign
     fresh.relay.unopened.clear()
     fresh.syncer.forget()
     assert fresh.syncer.sync(NOW).refused == ()
     assert len(fresh.rows("nat", chains.PORTALS_HOST)) == 2
+    assert fresh.rows("filter", chains.PORTALS_FILTER) == []
+    assert fresh.rows("filter", chains.NODEPORT_FILTER) == []
 
 
 def test_sctp_is_refused_and_told() -> None:
@@ -226,7 +260,7 @@ def test_refused_rules_leave_the_relay_serving(world: World) -> None:
     assert OTHER.name in world.relay.running()
     world.syncer.sync(after)
     assert OTHER.name not in world.relay.running()
-    assert world.verbs() == ["restore", "restore", "drop"]
+    assert world.verbs() == ["restore", "restore", "drop", "restore"]
 
 
 def test_loopback_is_guarded_as_soon_as_it_is_served() -> None:

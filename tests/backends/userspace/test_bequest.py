@@ -179,6 +179,19 @@ def test_services_that_come_and_go_in_between(scene: Scene) -> None:
     assert all(scene.serves(scene.old, name) for name in NAMES[1:])
 
 
+def test_sockets_outside_the_range_are_not_served(scene: Scene) -> None:
+    """A successor with another --proxy-port-range keeps the fronts that are in it."""
+    kept = min(scene.old.ports.values())
+    settings = UserspaceSettings(port_range=(kept, kept))
+    with closing(RelayDoor(V4, settings)) as new:
+        heir, done = Heir(new), scene.hand_over()
+        heir.adopt(scene.successor.estates()[V4])
+        os.close(scene.successor.parting(lambda _, words: heir.enter(words)))
+        scene.successor._line.say(handover.Serving())
+        done.result()
+        assert set(new.ports.values()) == {kept}
+
+
 def test_sockets_at_another_address_are_not_served(scene: Scene) -> None:
     """A successor that is to listen elsewhere opens fronts of its own: rules lead to its address,
     where those of the predecessor would refuse everybody."""

@@ -226,6 +226,21 @@ def test_many_deletions_write_the_chain_anew() -> None:
     assert patch.deleted == ()
 
 
+def test_many_refusals_go_after_nat_has_them() -> None:
+    """A chain of filter is emptied last; what comes into it is there first."""
+    place = (Table.FILTER, chains.PORTALS_FILTER)
+    rows = [f"-A {chains.PORTALS_FILTER} -s 10.0.0.{n}/32 -j DROP" for n in range(202)]
+    old = [(Table.FILTER, row) for row in rows[1:]]
+    portal = (Table.NAT, f"-A {chains.PORTALS_HOST} -j RETURN")
+    new = [(Table.FILTER, rows[0]), portal]
+    patch = lines_between({WEB.name: new}, {WEB.name: old}, lambda: {place: {rows[0]: None}})
+    assert "".join(call(patch)).splitlines() == [
+        *("*filter", rows[0], "COMMIT"),
+        *("*nat", portal[1], "COMMIT"),
+        *("*filter", f":{chains.PORTALS_FILTER} - [0:0]", rows[0], "COMMIT"),
+    ]
+
+
 def test_nobody_is_left_untreated_between_two_tables() -> None:
     """What filter refuses is refused before nat lets go of it, and until nat has it."""
     refusal = (Table.FILTER, f"-A {chains.PORTALS_FILTER} -j DROP")

@@ -260,3 +260,37 @@ def test_figures_are_by_service_port(opened: ExitStack) -> None:
     counted = {each.name: each.counters["connections"] for each in figures.services}
     assert counted == {one.name: 3, other.name: 0}
     assert figures.totals["workers"] >= 1
+    assert not any(each.endpoints for each in figures.services)
+
+
+@pytest.mark.parametrize("family", [V4, V6])
+def test_figures_are_by_endpoint_for_who_asks(opened: ExitStack, family: Family) -> None:
+    """Of each service port its own, also where two share an endpoint; one that nobody was sent to
+    is told of, and one that took nobody says so."""
+    door, (listening, end), idle = made(opened, family), endpoint(opened, family), ("192.0.2.1", 9)
+    if family is V6:
+        idle = ("2001:db8::1", 9)
+    with sockets.plain(family, udp=False) as nobody:
+        nobody.bind((LOOPBACK[family], 0))
+        refusing = nobody.getsockname()[:2]
+        one = replace(service("a", ends=(end, idle)), cluster=(0,), local=(0,))
+        other = service("b", ends=(end, refusing))
+        door.put([one, other])
+        assert all(reached(door, one, CLUSTER, listening) for _ in range(3))
+        # Both have had their turn after two connections, and the first try of one was refused.
+        assert all(reached(door, other, CLUSTER, listening) for _ in range(2))
+        told = {
+            (each.name, str(endpoint)): (
+                endpoint.counters["connections"],
+                endpoint.counters["failures"],
+            )
+            for each in door.figures(endpoints=True).services
+            for endpoint in each.endpoints
+        }
+    text = "{}:{}" if family is V4 else "[{}]:{}"
+    assert told == {
+        (one.name, text.format(*end)): (3, 0),
+        (one.name, text.format(*idle)): (0, 0),
+        (other.name, text.format(*end)): (2, 0),
+        (other.name, text.format(*refusing)): (0, 1),
+    }

@@ -111,6 +111,30 @@ def test_every_client_at_every_way_in(detector: str) -> None:
             assert outcome(drafts, other, local) == LEFT_ALONE
 
 
+@pytest.mark.parametrize("missing", [{Use.CLUSTER}, {Use.LOCAL}, set(Use)], ids=sorted)
+def test_clients_of_a_missing_front_are_refused(missing: set[Use]) -> None:
+    """Nobody's packets leave with a service's address on them; those with another front have it.
+    A client is dropped instead of refused only where others are by policy."""
+    met = set()
+    for family, plan in MATRIX:
+        local = frozenset({ADDRESSES[family][3]})
+        drafts = drafts_of(plan, Context(family, settings(family, "cidr")))
+        protocol = plan.protocol.value.lower()
+        outside = {EXTERNAL[plan.external_policy, client].use for client in Client}
+        all_have_one = all(verdict(plan.endpoints, use) is Verdict.FORWARD for use in outside)
+        for (letter, to, number), (client, source, device, here) in product(
+            entries(plan, family), senders(family, "cidr")
+        ):
+            packet = Packet(source, to, number, protocol, here, device)
+            wanted = expected(plan, family, client, source, letter)
+            if wanted in missing or (wanted == DROPPED and letter != "c" and missing & outside):
+                wanted = REFUSED if all_have_one or letter == "c" else DROPPED
+            seen = outcome(drafts, packet, local, frozenset(missing))
+            assert seen == wanted, (plan, packet)
+            met.add(seen)
+    assert {REFUSED, DROPPED} <= met
+
+
 def near_sender(family: Family) -> Packet:
     node = ADDRESSES[family][3]
     return Packet(LOOPBACK[family], LOOPBACK[family], 30080, "tcp", here=True)._replace(
@@ -225,7 +249,8 @@ def test_ipv6_is_in_brackets() -> None:
 
 
 def test_what_does_not_stand_has_no_rules() -> None:
-    """Neither a front without a port nor a node port that somebody else has."""
+    """Neither a front without a port, but for the refusals in its place, nor a node port that
+    somebody else has."""
     plan = port(ways="cn")
     drafts = drafts_of(plan, CONTEXT)
 
@@ -234,7 +259,9 @@ def test_what_does_not_stand_has_no_rules() -> None:
         return {rule.chain for rule in made if rule is not None}
 
     both = Found(((Use.CLUSTER, 40001),))
-    assert there(Found()) == set()
+    assert there(Found()) == {chains.PORTALS_FILTER, chains.NODEPORT_FILTER}
+    assert there(Found(held=False)) == {chains.PORTALS_FILTER}
+    assert there(both).isdisjoint({chains.PORTALS_FILTER, chains.NODEPORT_FILTER})
     assert chains.NODEPORT_HOST in there(both)
     assert chains.NODEPORT_HOST not in there(both._replace(held=False))
     assert chains.PORTALS_HOST in there(both._replace(held=False))

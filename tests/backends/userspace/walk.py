@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from kproxy.backends.userspace import chains
-from kproxy.backends.userspace.rules import Draft
+from kproxy.backends.userspace.rules import Draft, Found, finished
 from kproxy.backends.xtables.rules import Accept, Drop, Reject, Rule
 from kproxy.core.policy import Use
 
@@ -38,9 +38,16 @@ class DisagreementError(AssertionError):
     """Two rules of one chain treat a packet differently."""
 
 
-def outcome(drafts: Iterable[Draft], packet: Packet, local: frozenset[str]) -> Outcome:
-    """``local`` are the node's addresses; all of 127.0.0.0/8 and ::1 are as well."""
-    drafts = list(drafts)
+def outcome(
+    drafts: Iterable[Draft],
+    packet: Packet,
+    local: frozenset[str],
+    missing: frozenset[Use] = frozenset(),
+) -> Outcome:
+    """``local`` are the node's addresses; all of 127.0.0.0/8 and ::1 are as well. ``missing`` are
+    the fronts that could not be opened."""
+    found = Found(tuple([(use, 1) for use in Use if use not in missing]))
+    drafts = [draft for draft in drafts if finished(draft, found) is not None]
     here = packet.here
     to_node = is_local(packet.destination, local)
     nat = [chains.PORTALS_HOST if here else chains.PORTALS_CONTAINER, chains.PORTALS_UNSERVED]

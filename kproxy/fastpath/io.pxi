@@ -203,7 +203,9 @@ cdef class Pump:
     cdef Engine _engine
     cdef bint _running
 
-    def __cinit__(self, Engine engine not None, int queue, *, uint64_t spin=0, bint keeps_time=False):
+    def __cinit__(
+        self, Engine engine not None, int queue, *, uint64_t spin=0, bint keeps_time=False
+    ):
         cdef uint32_t one
         self._engine = engine
         self.pump.bell = -1

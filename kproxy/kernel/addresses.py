@@ -53,6 +53,10 @@ def host_addresses(but: str = dummy.NAME) -> tuple[str, ...]:
     return tuple(dict.fromkeys(each.text for each in found))
 
 
+#: What fastpath mode calls its devices (:mod:`kproxy.backends.fastpath.steer`).
+ENGINE_DEVICES = frozenset({"kp4", "kp6"})
+
+
 class AddressNotices:
     """A socket that becomes readable when an address of this namespace comes or goes.
 
@@ -64,6 +68,8 @@ class AddressNotices:
     def __init__(self, but: str = dummy.NAME) -> None:
         self._but = but
         self._left_out = 0
+        #: Devices of fastpath mode: their addresses are no addresses of the node.
+        self._engines = {index for name in ENGINE_DEVICES if (index := index_of(name))}
         self._socket = socket.socket(
             socket.AF_NETLINK,
             socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
@@ -101,11 +107,14 @@ class AddressNotices:
         if kind not in (NEW_ADDRESS, DEL_ADDRESS):
             return False
         device = ADDRESS_HEAD.unpack_from(notice, HEADER.size)[4]
-        if device == self._left_out:
+        if device == self._left_out or device in self._engines:
             return False
         name = ""
         with suppress(OSError):  # a device that is gone: its addresses are as well
             name = socket.if_indextoname(device)
+        if name in ENGINE_DEVICES:
+            self._engines.add(device)  # known by its number when it is gone
+            return False
         if name != self._but:
             return True
         self._leave_out(device)  # made since, or made anew

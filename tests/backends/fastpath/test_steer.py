@@ -11,6 +11,7 @@ from kproxy.backends.fastpath.steer import HOSTS, PORTS, SERVICES, Frame
 from kproxy.backends.fastpath.text import text
 from kproxy.core.objects import Family
 from kproxy.core.steering import wanted
+from kproxy.kernel.addresses import ENGINE_DEVICES
 from tests.backends.iptables.plans import port, snapshot, successor
 
 
@@ -101,3 +102,8 @@ def test_text_names_everything() -> None:
     whole = "".join(text(snapshot(plan, family=Family.IPV4)))
     for word in (plan.cluster_ip, str(plan.node_port), *map(str, plan.endpoints.all), "kp4", "nft"):
         assert word in whole
+
+
+def test_the_devices_are_known_as_ours() -> None:
+    """Their addresses are no reason for a sync."""
+    assert set(steer.DEVICES.values()) == ENGINE_DEVICES

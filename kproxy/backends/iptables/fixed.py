@@ -25,6 +25,7 @@ from kproxy.core.objects import Family
 
 _NODE_PORTS_NOTE = "kubernetes service nodeports; NOTE: this must be the last rule in this chain"
 
+
 def guard_rules(context: Context) -> list[Rule]:
     """What must stand in the chain that is shared with the kubelet."""
     return [LOCALNET_GUARD] if context.serves_localhost else []

@@ -89,7 +89,8 @@ class Machine:
         tests = [f"{config.rootpath}/{nodeid}" for nodeid in self._nodeids]
         pytest_ = [sys.executable, "-m", "pytest", *options, *tests]
         # Its own words are standard error, so that nothing gets between the reports.
-        shell = f'cd "$1" && shift && {_INSIDE}=1 exec "$@" 3>&1 1>&2'
+        # A test that runs here meanwhile may have its own lock file, in a folder of its own.
+        shell = f'cd "$1" && shift && unset XTABLES_LOCKFILE; {_INSIDE}=1 exec "$@" 3>&1 1>&2'
         return ["sh", "-c", shell, "sh", str(Path(__file__).parents[2]), *pytest_]
 
     def _take(self, stream: int, data: bytes) -> None:

@@ -211,12 +211,15 @@ class FastpathBackend:
 
     def cleanup(self) -> None:
         self.close()
+        self.door.forget(OUTLIVING)
         clean(self.door)
 
 
 def clean(door: SteerDoor, kept: Collection[str] = ()) -> bool:
     """Take everything away, in the opposite order; whether there was anything. ``kept`` are
     sysctls that the mode which serves now needs as well."""
-    door.forget(OUTLIVING - set(kept))
+    if door.stands():
+        # Else they are not this mode's: --conntrack-tcp-be-liberal sets one of them as well.
+        door.forget(OUTLIVING - set(kept))
     found = door.delete_table()
     return door.take() or found

@@ -109,6 +109,11 @@ class SteerDoor:
         """One transaction. CommandError when it is refused; nothing has changed then."""
         command.run(["nft", "-f", "-"], stdin=script.encode())
 
+    def stands(self) -> bool:
+        """Whether the table or the device is there."""
+        listed = _listing(self.family, terse=True)
+        return listed is not None or tun.exists(self.plan.device)
+
     def delete_table(self) -> bool:
         """Whether it was there."""
         if _listing(self.family, terse=True) is None:

@@ -15,8 +15,9 @@ from kproxy.backends.fastpath import steer
 from kproxy.backends.fastpath.door import SteerDoor
 from kproxy.backends.fastpath.steer import DEVICES, SERVICES, Frame
 from kproxy.core.objects import Family
+from kproxy.core.steering import wanted
 from kproxy.errors import CheckFailed
-from kproxy.kernel import command, steering, sysctl, tun
+from kproxy.kernel import command, sysctl, tun
 from kproxy.kernel.netns import entered
 
 _SOURCE = File(__file__).parent / "floor" / "tun_floor.c"
@@ -49,7 +50,7 @@ class TunFloor:
             door = SteerDoor(_FAMILY)
             for name, value in steer.device_sysctls(_FAMILY, checked=False).items():
                 sysctl.write(name, value)
-            door.put(steering.wanted(door.plan))
+            door.put(wanted(door.plan))
             member = (CLUSTER_IPS[_FAMILY], "tcp", PORT), (CLUSTER_IPS[_FAMILY], "udp", PORT)
             door.run(
                 steer.skeleton(Frame(_FAMILY)) + steer.changes(_FAMILY, {SERVICES: member}, {})

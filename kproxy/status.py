@@ -25,7 +25,8 @@ from typing import Self
 import msgspec
 
 from kproxy.core.objects import Value
-from kproxy.errors import CheckFailed, KernelError, UsageError
+from kproxy.errors import CheckFailed, UsageError
+from kproxy.kernel.files import replace_file
 from kproxy.sources.files import Identity, identity_of
 
 DEFAULT_STATE_DIR = "/run/kproxy"
@@ -139,18 +140,7 @@ class StateDir:
 
         KernelError when it cannot be written: the old one stays.
         """
-        target, fresh = self.path / _FILE, self.path / f".{_FILE}"
-        try:
-            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(status))
-            fresh.rename(target)
-        except OSError as failed:
-            raise KernelError(
-                f"cannot be written: {failed.strerror}",
-                where=str(target),
-                hint="make room, or make the directory again",
-            ) from failed
+        replace_file(self.path / _FILE, msgspec.json.encode(status))
 
     def close(self) -> None:
         """Give the directory back; the last status stays for who asks what was."""

@@ -6,13 +6,12 @@ it to the same endpoint, and behind the same port, as long as the endpoints are 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
 from kproxy.core.objects import Family, PortName, Value
-from kproxy.errors import KernelError
+from kproxy.kernel.files import replace_file
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -36,16 +35,8 @@ def path(folder: Path, family: Family) -> Path:
 
 def leave(folder: Path, family: Family, estate: Estate) -> None:
     """Write it, mode 0600. KernelError when it cannot be."""
-    target = path(folder, family)
-    fresh = target.with_name(f".{target.name}")
     whole = msgspec.structs.replace(estate, boot=_boot())
-    try:
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(msgspec.msgpack.encode(whole))
-        fresh.rename(target)
-    except OSError as failed:
-        raise KernelError(f"cannot be written: {failed.strerror}", where=str(target)) from failed
+    replace_file(path(folder, family), msgspec.msgpack.encode(whole))
 
 
 def take(folder: Path, family: Family) -> Estate | None:

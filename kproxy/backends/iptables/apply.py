@@ -19,7 +19,7 @@ from kproxy.backends.iptables.layout import LAYOUT
 from kproxy.backends.iptables.render import Desired, context_of, render
 from kproxy.backends.iptables.script import calls
 from kproxy.backends.xtables.cleanup import cleanup_calls
-from kproxy.backends.xtables.door import Door, ToolDoor, tool
+from kproxy.backends.xtables.door import Door, ToolDoor, of_both_variants, tool
 from kproxy.backends.xtables.layout import Layout, Place
 from kproxy.backends.xtables.localnet import NEEDED_BY
 from kproxy.backends.xtables.refusal import refusal
@@ -208,15 +208,7 @@ class IptablesBackend:
         """Both variants of this family: a node may have changed from one to the other."""
         # Before the rules, for the reason above.
         self.door.forget_sysctls()
-        for variant in Variant:
-            door = self.door
-            if variant is not self.variant:
-                if (
-                    not isinstance(door, ToolDoor)
-                    or command.find(tool(self.family, variant)) is None
-                ):
-                    continue
-                door = ToolDoor(self.family, variant, records=door.records)
+        for door, variant in of_both_variants(self.door, self.family, self.variant):
             _clean(door, self.family, variant)
         for name, rules in self.door.counters().items():
             if name in counters.NAMES and not rules:

@@ -32,7 +32,7 @@ from kproxy.backends.userspace.plan import Front, NodePort, Service, Serving
 from kproxy.backends.userspace.render import SYSCTLS, Desired, render
 from kproxy.backends.userspace.stale import RelayFlows
 from kproxy.backends.xtables.cleanup import cleanup_calls
-from kproxy.backends.xtables.door import Door, ToolDoor, tool
+from kproxy.backends.xtables.door import Door, ToolDoor, of_both_variants
 from kproxy.backends.xtables.found import find
 from kproxy.backends.xtables.layout import Layout, Place
 from kproxy.backends.xtables.refusal import refusal
@@ -43,7 +43,6 @@ from kproxy.core.objects import Family, PortName
 from kproxy.core.policy import Use
 from kproxy.core.snapshot import Snapshot, UserspaceSettings
 from kproxy.errors import CommandError, KernelError
-from kproxy.kernel import command
 
 _log = logs.get("userspace")
 
@@ -346,15 +345,7 @@ class UserspaceBackend:
         """Both variants of this family: a node may have changed from one to the other."""
         # Before the rules, for the reason above.
         self.door.forget_sysctls()
-        for variant in Variant:
-            door = self.door
-            if variant is not self.variant:
-                if (
-                    not isinstance(door, ToolDoor)
-                    or command.find(tool(self.family, variant)) is None
-                ):
-                    continue
-                door = ToolDoor(self.family, variant, records=door.records)
+        for door, variant in of_both_variants(self.door, self.family, self.variant):
             clean(door, self.family, variant)
         if self._relay is not None:
             self._relay.close()

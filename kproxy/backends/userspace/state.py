@@ -7,7 +7,6 @@ is a help and no more: a port that somebody else has by then is drawn anew.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import msgspec
 from kproxy.backends.userspace.plan import Front
 from kproxy.core.objects import Family, PortName, Value
 from kproxy.core.policy import Use
-from kproxy.errors import KernelError
+from kproxy.kernel.files import replace_file
 
 
 class _Port(Value, frozen=True, array_like=True):
@@ -45,17 +44,5 @@ def write(folder: Path, family: Family, ports: Mapping[Front, int]) -> None:
     All of it each time: ten thousand ports are half a megabyte, 3 ms, and it is done only when a
     front came or went.
     """
-    target = path(folder, family)
-    fresh = target.with_name(f".{target.name}")
     rows = [_Port(front.name, front.use, port) for front, port in ports.items()]
-    try:
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(msgspec.json.encode(rows))
-        fresh.rename(target)
-    except OSError as failed:
-        raise KernelError(
-            f"cannot be written: {failed.strerror}",
-            where=str(target),
-            hint="make room, or make the directory again",
-        ) from failed
+    replace_file(path(folder, family), msgspec.json.encode(rows))

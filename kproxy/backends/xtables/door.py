@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Protocol
@@ -173,3 +173,15 @@ class ToolDoor:
 
     def forget_sysctls(self) -> None:
         sysctl.restore(records=self.records)
+
+
+def of_both_variants(
+    door: Door, family: Family, variant: Variant
+) -> Iterator[tuple[Door, Variant]]:
+    """A door of ``variant``, and one for the other one's tools where this host has them: a node may
+    have changed from one to the other."""
+    for each in Variant:
+        if each is variant:
+            yield door, each
+        elif isinstance(door, ToolDoor) and command.find(tool(family, each)) is not None:
+            yield ToolDoor(family, each, records=door.records), each

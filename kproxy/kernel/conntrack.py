@@ -85,7 +85,9 @@ class Batch:
         """Names the entry of one flow to :meth:`Conntrack.delete`: attributes of its message.
 
         The id goes with the tuple: an entry that a client's next packet has made in the meantime
-        has the same tuple but another id, and is left alone.
+        has the same tuple but another id, and is left alone. (The id is a hash over the entry's
+        place in memory, ``nf_ct_get_id``: one made in the very same place is taken for the old
+        one. It costs that client's UDP flow a new choice of endpoint, nothing else.)
         """
         start, end = self._places[index]
         kept = [

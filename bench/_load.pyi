@@ -102,7 +102,10 @@ def bucket(value: int) -> int:
     """Which bucket of a histogram a value (ns) is counted in."""
 
 class Server:
-    """Serves every load at ``tcp`` and ``udp`` places. OSError: one cannot be had."""
+    """Serves every load at ``tcp`` and ``udp`` places. OSError: one cannot be had.
+
+    Clients of others may speak HTTP/1.1 there: ``GET /N`` is answered with N bytes in all (at least
+    46, the head), and the connection kept unless they send ``Connection: close``."""
 
     def __init__(self, tcp: Sequence[Place] = (), udp: Sequence[Place] = ()) -> None: ...
     def run(self) -> None:

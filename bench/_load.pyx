@@ -3,7 +3,8 @@
 
 Nothing here takes the GIL while it runs: a side is an epoll loop over structs of its own. Parts:
 ``system`` (the kernel's calls), ``record`` (what is counted), ``wire`` (what both sides say),
-``exchange`` (TCP requests), ``stream`` (TCP bulk), ``datagram`` (UDP), ``server``. Times are
+``exchange`` (TCP requests), ``stream`` (TCP bulk), ``datagram`` (UDP), ``http`` (for clients of
+others), ``server``. Times are
 nanoseconds of CLOCK_MONOTONIC, which all namespaces of a machine share. The Python boundary is at
 the end of this file and in :file:`_load.pyi`.
 """
@@ -35,6 +36,7 @@ include "generator/wire.pxi"
 include "generator/exchange.pxi"
 include "generator/stream.pxi"
 include "generator/datagram.pxi"
+include "generator/http.pxi"
 include "generator/server.pxi"
 
 

@@ -327,6 +327,7 @@ cdef struct Engine_
 
 include "fastpath/memory.pxi"
 include "fastpath/maglev.pxi"
+include "fastpath/maglev_few.pxi"
 include "fastpath/slab.pxi"
 include "fastpath/parse.pxi"
 include "fastpath/tables.pxi"

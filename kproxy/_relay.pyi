@@ -51,6 +51,10 @@ class Relay:
     def drain(self, seconds: float) -> int:
         """Close all fronts, let flows end by themselves for so long; returns how many are left.
         UDP sessions are given up after their idle time at the latest."""
+    def set_sources(self, addresses: Sequence[str]) -> None:
+        """Addresses of this node to connect from (TCP) when the one that the kernel chooses has no
+        port left towards an endpoint, in this order; at most 16 of each family, () for none. From
+        one that an endpoint does not answer to, it is not connected to again for a minute."""
     # --- services ---
     def add_service(
         self,
@@ -70,10 +74,14 @@ class Relay:
         endpoints: Sequence[tuple[str, int]],
         cluster: Sequence[int],
         local: Sequence[int],
+        weights: Sequence[int] = (),
     ) -> None:
         """``cluster`` and ``local`` index ``endpoints``; one in neither takes nobody new, and keeps
         its UDP sessions. TCP flows to one that is gone go on; UDP sessions to it end, and so does
-        affinity. A list is shuffled when it differs."""
+        affinity. A list is shuffled when it differs, other weights alone leave its order.
+
+        ``weights`` (1 to 100) are by endpoint, () for all the same: in a hundred rounds through a
+        list whose largest weight is 100, one of 5 has its turn in five."""
 
     def remove_service(self, service: int) -> None:
         """Its fronts are closed, its UDP sessions end, its TCP flows go on. KeyError: unknown."""
@@ -117,7 +125,9 @@ class Relay:
 
     def totals(self) -> dict[str, int]:
         """``flows``, ``sessions``, ``accept_pauses`` (descriptor or flow limit), ``evicted`` (UDP),
-        ``buffered`` (bytes kept for peers that do not read), ``workers``."""
+        ``buffered`` (bytes kept for peers that do not read), ``other_sources`` (connections made
+        from an address of :meth:`set_sources`), ``no_ports`` (times that no address had a port
+        left), ``workers``."""
     # --- passive health (told, never acted upon here) ---
     def take_verdicts(self) -> list[tuple[int, str, int, str]]:
         """What happened to endpoints since the last call, oldest first, at most 65,536 kept:

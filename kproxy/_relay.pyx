@@ -10,12 +10,14 @@ sys, types      what is used of the C library; every struct, with who may touch 
 service,        services and endpoints; affinity and round robin; replacing lists
 choose, publish
 flow            the decisions about one TCP flow, as a pure function
-tcp, bulk,      carrying them out: bytes, pages, endpoints and retries, the PROXY header,
-connect,        letting in
+tcp, bulk,      carrying them out: bytes, pages, endpoints and retries, the node's addresses to
+connect,        connect from, the PROXY header, letting in
+source,
 header, accept
 udp             UDP sessions
 loop, tasks     epoll, timers, and what Python asks of a worker
-boundary        between Python objects and C values
+boundary,       between Python objects and C values; a front's sockets; what is told of a service,
+fronts, told    and to a successor
 ==============  ================================================================================
 """
 
@@ -29,11 +31,14 @@ include "relay/loop.pxi"
 include "relay/accept.pxi"
 include "relay/bulk.pxi"
 include "relay/tcp.pxi"
+include "relay/source.pxi"
 include "relay/connect.pxi"
 include "relay/header.pxi"
 include "relay/udp.pxi"
 include "relay/tasks.pxi"
 include "relay/boundary.pxi"
+include "relay/fronts.pxi"
+include "relay/told.pxi"
 
 import os
 import threading
@@ -130,6 +135,7 @@ cdef class Relay:
         pthread_mutex_destroy(&self.engine.mutex)
         free(self.engine.worker)
         free(self.engine.verdicts)
+        free(self.engine.sources)
         free(self.engine)
 
     cdef _draw_seeds(self):
@@ -172,11 +178,11 @@ cdef class Relay:
         cdef uint64_t left
         with self.lock:
             self._alive()
-            for number in list(self.fronts):
-                if self._is_udp(number):
-                    self._ask_front(number, task_quiet)
+            for number, front in list(self.fronts.items()):
+                if (<_Front>front).udp():
+                    (<_Front>front).ask(task_quiet)
                 else:
-                    self._ask_front(number, task_close)
+                    (<_Front>front).close()
                     del self.fronts[number]
         while True:
             until = min(deadline, now_ns() + <int64_t>_SLICE_NS)
@@ -185,6 +191,21 @@ cdef class Relay:
             if left == 0 or now_ns() >= deadline:
                 return left
             PyErr_CheckSignals()
+
+    def set_sources(self, addresses):
+        cdef Sources *wanted = sources_from(addresses)
+        cdef Sources *before
+        with self.lock:
+            before = self.engine.sources
+            if self.stopped:
+                free(wanted)
+            self._alive()
+            store_sources(&self.engine.sources, wanted)
+            # No worker looks at those of before any more.
+            ask_each(self.engine, NULL, task_nothing, NULL)
+            free(before)
+            for service in self.services.values():
+                forget_sources((<_Service>service).c)
 
     # --- services ---
 
@@ -213,32 +234,12 @@ cdef class Relay:
                 affinity_clear(c)
             pthread_mutex_unlock(&c.mutex)
 
-    def set_endpoints(self, service, endpoints, cluster, local):
+    def set_endpoints(self, service, endpoints, cluster, local, weights=()):
         cdef Service *c
-        cdef size_t size = len(endpoints)
-        # Of no list, and not gone either: nobody is sent there, and UDP sessions stay.
-        cdef bytearray lists = bytearray(bytes((1 << USE_ORIGINAL,)) * size)
-        cdef bytearray room = bytearray(size * sizeof(Address))
-        cdef Address *places = <Address *><char *>room
-        cdef const uint8_t *bits = <const uint8_t *><char *>lists
-        cdef int went
-        for which, (host, port) in enumerate(endpoints):
-            to_address(&places[<size_t>which], host, port)
-        for use, members in ((USE_CLUSTER, cluster), (USE_LOCAL, local)):
-            for which in members:
-                if not 0 <= which < size:
-                    raise IndexError(f"no endpoint {which} among {size}")
-                lists[which] |= 1 << use
         with self.lock:
             c = self._service(service)
-            with nogil:
-                pthread_mutex_lock(&c.mutex)
-                went = replace_endpoints(c, places, bits, size, self.random)
-                pthread_mutex_unlock(&c.mutex)
-            if went < 0:
-                raise MemoryError
-            if went and c.udp:
-                self._ask_all(c, task_endpoints_went, NULL)
+            if tell_endpoints(c, endpoints, cluster, local, weights, self.random) and c.udp:
+                ask_each(self.engine, c, task_endpoints_went, NULL)
 
     def remove_service(self, service):
         cdef Service *c
@@ -248,23 +249,10 @@ cdef class Relay:
                 if front.service == service:
                     self.close(number)
             store_flag(&c.removed, True)
-            with nogil:
-                pthread_mutex_lock(&c.mutex)
-                replace_endpoints(c, NULL, NULL, 0, self.random)
-                affinity_clear(c)
-                pthread_mutex_unlock(&c.mutex)
+            tell_nobody(c, self.random)
             if c.udp:
-                self._ask_all(c, task_endpoints_went, NULL)
+                ask_each(self.engine, c, task_endpoints_went, NULL)
             del self.services[service]
-
-    cdef _ask_all(self, Service *c, void (*run)(Worker *, Task *) noexcept nogil, Rows *rows):
-        cdef Task task
-        memset(&task, 0, sizeof(task))
-        task.run = run
-        task.subject = c
-        task.rows = rows
-        with nogil:
-            ask_all(self.engine, &task)
 
     # --- fronts ---
 
@@ -282,177 +270,52 @@ cdef class Relay:
                 for fd in fds:
                     check_socket(c, fd)
                 front.service = service
-                front.listener = <Listener **>calloc(len(fds), sizeof(Listener *))
-                if front.listener == NULL:
-                    raise MemoryError
+                front.room(len(fds))
                 self.last_front += 1
                 while fds:
-                    self._listen(front, c, use, fds[0])
+                    front.listen(self.engine, c, self.last_front, use, fds[0])
                     del fds[0]
             except BaseException:
                 for fd in fds:
                     close_fd(fd)
-                self._close_front(front)
+                front.close()
                 raise
             self.fronts[self.last_front] = front
             return self.last_front
 
-    cdef int _listen(self, _Front front, Service *c, int use, int fd) except -1:
-        cdef Task task
-        cdef int family
-        cdef socklen_t size = sizeof(int)
-        # With fewer sockets than workers, fronts still spread over all of them.
-        cdef uint32_t which = (self.last_front + <uint32_t>front.size) % self.engine.workers
-        cdef Worker *worker = &self.engine.worker[which]
-        cdef Listener *listener = <Listener *>calloc(1, sizeof(Listener))
-        if listener == NULL:
-            raise MemoryError
-        getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size)
-        listener.handle.fd = fd
-        listener.handle.worker = worker
-        listener.front = self.last_front
-        listener.family = family
-        listener.use = use
-        listener.service = c
-        memset(&task, 0, sizeof(task))
-        task.run = task_open
-        task.subject = listener
-        with nogil:
-            ask(worker, &task)
-        if task.problem:
-            free(listener)
-            check(task.problem)
-        front.listener[front.size] = listener
-        front.size += 1
-        return 0
-
-    cdef bint _is_udp(self, number) except -1:
-        cdef _Front front = self.fronts[number]
-        return front.size > 0 and front.listener[0].service.udp
-
-    cdef int _ask_front(self, number, void (*run)(Worker *, Task *) noexcept nogil) except -1:
-        return self._ask_listeners(self.fronts[number], run)
-
-    cdef int _ask_listeners(
-        self, _Front front, void (*run)(Worker *, Task *) noexcept nogil
-    ) except -1:
-        cdef Task task
-        cdef size_t which
-        memset(&task, 0, sizeof(task))
-        task.run = run
-        for which in range(front.size):
-            task.subject = front.listener[which]
-            with nogil:
-                ask(front.listener[which].handle.worker, &task)
-        return 0
-
-    cdef int _close_front(self, _Front front) except -1:
-        self._ask_listeners(front, task_close)
-        front.size = 0
-        return 0
-
     def close(self, front):
         with self.lock:
             self._alive()
-            self._close_front(self.fronts[front])
+            (<_Front>self.fronts[front]).close()
             del self.fronts[front]
 
     def lend(self, front):
-        cdef _Front f
-        cdef size_t which
-        cdef int fd
-        copies = []
         with self.lock:
             self._alive()
-            f = self.fronts[front]
-            for which in range(f.size):
-                fd = fcntl(f.listener[which].handle.fd, F_DUPFD_CLOEXEC, 0)
-                if fd < 0:
-                    problem = errno
-                    for copy in copies:
-                        close_fd(copy)
-                    check(problem)
-                copies.append(fd)
-        return tuple(copies)
+            return (<_Front>self.fronts[front]).copies()
 
     def quiet(self, front):
         with self.lock:
             self._alive()
-            self._ask_front(front, task_quiet)
+            (<_Front>self.fronts[front]).ask(task_quiet)
 
     # --- for a successor ---
 
     def affinities(self, service):
-        cdef Service *c
-        cdef Rows rows
-        memset(&rows, 0, sizeof(rows))
         with self.lock:
-            c = self._service(service)
-            with nogil:
-                pthread_mutex_lock(&c.mutex)
-                affinity_rows(c, &rows, now_ns())
-                pthread_mutex_unlock(&c.mutex)
-        return [
-            (client, address, port, age / 1e9)
-            for client, _, address, port, age in rows_taken(&rows)
-        ]
+            return told_affinities(self._service(service))
 
     def set_affinities(self, service, entries):
-        cdef Service *c
-        cdef Rows rows
-        cdef int64_t now = now_ns()
-        # From the oldest to the newest.
-        found = sorted(entries, key=lambda entry: -entry[3])
-        memset(&rows, 0, sizeof(rows))
-        try:
-            for client, address, port, age in found:
-                row_from(&rows, client, 0, address, port, now - to_ns(age))
-            with self.lock:
-                c = self._service(service)
-                with nogil:
-                    pthread_mutex_lock(&c.mutex)
-                    if c.affinity_ns:
-                        affinity_adopt(c, &rows)
-                    pthread_mutex_unlock(&c.mutex)
-        finally:
-            free(rows.at)
+        with self.lock:
+            tell_affinities(self._service(service), entries)
 
     def sessions(self, service):
-        cdef Service *c
-        cdef Rows rows
-        memset(&rows, 0, sizeof(rows))
         with self.lock:
-            c = self._service(service)
-            if c.udp:
-                self._ask_all(c, task_sessions, &rows)
-        return [row[:4] for row in rows_taken(&rows)]
+            return told_sessions(self.engine, self._service(service))
 
     def set_sessions(self, service, entries):
-        cdef Service *c
-        cdef Rows rows
-        cdef Endpoint *endpoint
-        cdef size_t which
-        cdef int problem = 0
-        memset(&rows, 0, sizeof(rows))
-        try:
-            for client, client_port, address, port in entries:
-                row_from(&rows, client, client_port, address, port, 0)
-            with self.lock:
-                c = self._service(service)
-                if not c.udp:
-                    raise ValueError(f"service {service} has no UDP sessions")
-                with nogil:
-                    pthread_mutex_lock(&c.mutex)
-                    for which in range(rows.size):
-                        endpoint = endpoint_find(c, &rows.at[which].endpoint)
-                        if endpoint != NULL and endpoint.lists:
-                            problem = udp_expect(c, &rows.at[which].client, endpoint)
-                            if problem:
-                                break
-                    pthread_mutex_unlock(&c.mutex)
-                check(problem)
-        finally:
-            free(rows.at)
+        with self.lock:
+            tell_sessions(self._service(service), entries)
 
     # --- figures ---
 

@@ -18,6 +18,18 @@ from typing import Any, get_type_hints
 
 import msgspec
 
+from kproxy.config_sections import (
+    ClientConnection,
+    Conntrack,
+    DetectLocal,
+    Fastpath,
+    Health,
+    Iptables,
+    Ipvs,
+    Logging,
+    Nftables,
+    Userspace,
+)
 from kproxy.core.objects import Value
 from kproxy.durations import Seconds, format_duration, parse_duration
 from kproxy.errors import ConfigError
@@ -28,104 +40,10 @@ KIND = "KubeProxyConfiguration"
 HEALTHZ_PORT = 10256
 METRICS_PORT = 10249
 
-_NO_TIME = Seconds(0)
-
-
-class ClientConnection(Value, frozen=True, rename="camel"):
-    """How the Kubernetes API is reached."""
-
-    kubeconfig: str = ""
-    accept_content_types: str = ""
-    content_type: str = "application/vnd.kubernetes.protobuf"
-    qps: float = 5.0
-    burst: int = 10
-
-
-class Logging(Value, frozen=True, rename="camel"):
-    """``format`` is text or json; ``verbosity`` as klog counts it."""
-
-    format: str = "text"
-    flush_frequency: Seconds = Seconds(5)
-    verbosity: int = 0
-
-
-class Iptables(Value, frozen=True, rename="camel"):
-    """``masquerade_bit`` and ``masquerade_all`` govern ipvs, userspace and fastpath too."""
-
-    masquerade_bit: int = 14
-    masquerade_all: bool = False
-    localhost_node_ports: bool = True
-    sync_period: Seconds = Seconds(30)
-    min_sync_period: Seconds = Seconds(1)
-
-
-class Ipvs(Value, frozen=True, rename="camel"):
-    """``drain_timeout`` is kproxy's own: how long an endpoint that went keeps its TCP
-    connections."""
-
-    sync_period: Seconds = Seconds(30)
-    min_sync_period: Seconds = _NO_TIME
-    scheduler: str = ""
-    exclude_cidrs: tuple[str, ...] = msgspec.field(default=(), name="excludeCIDRs")
-    strict_arp: bool = msgspec.field(default=False, name="strictARP")
-    tcp_timeout: Seconds = _NO_TIME
-    tcp_fin_timeout: Seconds = _NO_TIME
-    udp_timeout: Seconds = _NO_TIME
-    drain_timeout: Seconds = Seconds(15 * 60)
-
-
-class Nftables(Value, frozen=True, rename="camel"):
-    masquerade_bit: int = 14
-    masquerade_all: bool = False
-    sync_period: Seconds = Seconds(30)
-    min_sync_period: Seconds = Seconds(1)
-
-
-class Userspace(Value, frozen=True, rename="camel"):
-    """kproxy's own, as a section. ``workers`` 0: as many threads as cores, at most four.
-    ``drain_timeout``: how long flows may go on once a new process has taken over; an idle TCP
-    connection ends after ``tcp_idle_timeout``. ``portRange`` and ``udpIdleTimeout`` are this mode's
-    too."""
-
-    workers: int = 0
-    drain_timeout: Seconds = Seconds(15 * 60)
-    tcp_idle_timeout: Seconds = Seconds(24 * 3600)
-
-
-class Fastpath(Value, frozen=True, rename="camel"):
-    """kproxy's own, as a section. ``workers`` 0: as many threads as cores, at most four.
-    ``max_flows`` of each family at a time; connections to an endpoint that went end after
-    ``drain_timeout``. ``seed``: 32 hexadecimal digits, by which all nodes that have the same one
-    choose the same endpoint for a client; "" lets each keep one of its own."""
-
-    workers: int = 0
-    max_flows: int = 262_144
-    drain_timeout: Seconds = Seconds(15 * 60)
-    seed: str = ""
-
-
-class DetectLocal(Value, frozen=True, rename="camel"):
-    """Parameters of ``detectLocalMode``."""
-
-    bridge_interface: str = ""
-    interface_name_prefix: str = ""
-
-
-class Conntrack(Value, frozen=True, rename="camel"):
-    """Limits and time-outs of connection tracking; 0 leaves the kernel's alone."""
-
-    max_per_core: int = 32768
-    min: int = 131072
-    tcp_established_timeout: Seconds = Seconds(24 * 3600)
-    tcp_close_wait_timeout: Seconds = Seconds(3600)
-    tcp_be_liberal: bool = False
-    udp_timeout: Seconds = _NO_TIME
-    udp_stream_timeout: Seconds = _NO_TIME
-
 
 class Config(Value, frozen=True, rename="camel"):
-    """One node's settings. ``service_cidrs`` (ranges that cluster IPs come from), ``userspace``
-    and ``fastpath`` are kproxy's own.
+    """One node's settings. ``service_cidrs`` (ranges that cluster IPs come from), ``userspace``,
+    ``fastpath`` and ``health`` are kproxy's own.
 
     ``mode`` "" means iptables. ``healthz_bind_address`` and ``metrics_bind_address`` are
     ``ip:port``; "" turns the server off.
@@ -147,6 +65,7 @@ class Config(Value, frozen=True, rename="camel"):
     nftables: Nftables = Nftables()
     userspace: Userspace = Userspace()
     fastpath: Fastpath = Fastpath()
+    health: Health = Health()
     detect_local_mode: str = "ClusterCIDR"
     detect_local: DetectLocal = DetectLocal()
     cluster_cidr: str = msgspec.field(default="", name="clusterCIDR")
@@ -246,7 +165,7 @@ def to_mapping(config: Config) -> dict[str, Any]:
     kproxy's own fields appear only when set, so that kube-proxy can read a plain one.
     """
     body = _plain(config)
-    for name in ("serviceCIDRs", "userspace", "fastpath"):
+    for name in ("serviceCIDRs", "userspace", "fastpath", "health"):
         if value_at(config, name) == value_at(Config(), name):
             del body[name]
     return {"apiVersion": API_VERSION, "kind": KIND, **body}

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from kproxy.config import Config, port_range, value_at
+from kproxy.core.decode.policy import read_policy
 from kproxy.core.objects import family_of
 from kproxy.core.servers import SCHEDULERS
 from kproxy.durations import format_duration
@@ -74,7 +75,7 @@ def problems(config: Config) -> tuple[str, ...]:
     """
     found = (
         line
-        for rule in (_ranges, _durations, _choices, _addresses, _cidrs, _details)
+        for rule in (_ranges, _durations, _choices, _addresses, _cidrs, _details, _health)
         for line in rule(config)
     )
     return tuple(line for line in found if config.mode == "ipvs" or not line.startswith("ipvs."))
@@ -183,6 +184,12 @@ def _details(config: Config) -> Iterator[str]:
     # A Node's name is a DNS subdomain (RFC 1123); any other would match no nodeName ever.
     if name and (len(name) > 253 or not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", name)):
         yield f"hostnameOverride: {config.hostname_override!r} is no Node name"
+
+
+def _health(config: Config) -> Iterator[str]:
+    if config.health.default is not None:
+        for field, message in read_policy(config.health.default)[1]:
+            yield f"health.default{'.' * bool(field)}{field}: {message}"
 
 
 def _is_ip(text: str) -> bool:

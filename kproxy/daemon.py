@@ -15,24 +15,25 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from kproxy import config_check, config_watch, logs, node_setup
 from kproxy.backends import registry
 from kproxy.config import Config
 from kproxy.config_watch import ConfigFile
 from kproxy.core.events import Delta
+from kproxy.core.health.values import Observation
 from kproxy.core.objects import Node
-from kproxy.core.snapshot import Snapshot
-from kproxy.core.tracker import Counts
 from kproxy.durations import format_duration
 from kproxy.errors import KproxyError, MachineError
+from kproxy.health.care import Care
 from kproxy.health.monitor import Monitor
+from kproxy.health.node_ports import NodePorts
 from kproxy.health.server import Servers
 from kproxy.inbox import Inbox
+from kproxy.insight import Insight
 from kproxy.kernel import capabilities
 from kproxy.kernel.addresses import AddressNotices
 from kproxy.look import Look, LookingSource
@@ -44,10 +45,6 @@ from kproxy.status import DEFAULT_STATE_DIR, Notifier, Status
 from kproxy.succession import Succession
 from kproxy.sync import Schedule
 from kproxy.tasks import beside, ended
-
-if TYPE_CHECKING:
-    from kproxy.backends.fastpath.figures import EngineFigures
-    from kproxy.backends.userspace.estate import Figures
 
 _log = logs.get("daemon")
 
@@ -123,7 +120,6 @@ class Daemon:
         self._schedule = Schedule(periods.min_sync_period, periods.sync_period)
         self._mender: Mender | None = None
         self._monitor = Monitor(periods.sync_period, counting=bool(config.metrics_bind_address))
-        self._servers = Servers(config, self._monitor, self)
         self._tried = asyncio.Event()
         self._inbox = Inbox()
         self._wake = asyncio.Event()
@@ -140,6 +136,15 @@ class Daemon:
         )
         self._place = place
         self._report = Report(place.state, notifier, status)
+        self._care = Care(
+            self._node,
+            self._observed,
+            self._monitor.turned,
+            programs=config.health.allow_exec,
+        )
+        self._node_ports = NodePorts(lambda: self._monitor.verdict().healthy)
+        insight = Insight(self._proxy, self._inbox, self._report, self._care)
+        self._servers = Servers(config, self._monitor, insight)
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT, or until what is left after a successor has taken over has
@@ -170,6 +175,8 @@ class Daemon:
             if servers is None:
                 servers = self._start_servers()
                 self._report.took_over(self._place.state)
+            findings = self._proxy.findings if self._proxy.witnesses else None
+            self._proxy.believe(self._care.begin(self._place.folder, findings))
             _log.info(
                 "started",
                 node=self._node,
@@ -184,6 +191,7 @@ class Daemon:
             if not self._place.handed_over:
                 self._report.stopping()
         finally:
+            await self._care.end(handed_over=self._place.handed_over)
             self._place.quit()
             asyncio.get_running_loop().remove_reader(notices.fileno())
             notices.close()
@@ -202,18 +210,26 @@ class Daemon:
         watch = asyncio.create_task(self._watch())
         watch.add_done_callback(lambda _: self._wake.set())
         config = beside(self._watch_config(), "the watch of the configuration file")
+        node_ports = beside(self._node_ports.run(), "the servers of health check node ports")
         try:
             await self._await_pod_ranges()
             while not (self._stopping or self._place.handed_over):
                 if watch.done():
                     watch.result()  # raises what ended it; a source may also simply have no more
                 if self._place.wanted:
-                    await self._place.hand_over()
+                    await self._hand_over()
                 else:
                     await self._sync_or_wait()
         finally:
+            await ended(node_ports)
             await ended(config)
             await ended(watch)
+
+    async def _hand_over(self) -> None:
+        self._care.save(last=True)
+        await self._place.hand_over()
+        if not self._place.handed_over:
+            self._care.save()
 
     async def _watch_config(self) -> None:
         if self._config_file is None:
@@ -298,6 +314,10 @@ class Daemon:
             self._monitor.asked()
             self._wake.set()
 
+    def _observed(self, observations: Sequence[Observation]) -> None:
+        self._inbox.observe(observations)
+        self._ask()
+
     def _addresses_moved(self, notices: AddressNotices) -> None:
         if notices.drain():
             self._inbox.addresses_moved()
@@ -332,7 +352,12 @@ class Daemon:
         begun = time.monotonic()
         self._monitor.began()
         ok = await asyncio.to_thread(
-            self._proxy.sync, batch.deltas, full=run.full, mends=run.mends, moved=batch.moved
+            self._proxy.sync,
+            batch.deltas,
+            observations=batch.observations,
+            full=run.full,
+            mends=run.mends,
+            moved=batch.moved,
         )
         over = time.monotonic()
         self._schedule.finish(over, ok=ok)
@@ -351,41 +376,15 @@ class Daemon:
             self._flows_retry = self._loop.call_later(delay, self._ask)
         if not ok:
             _log.info("trying again", seconds=self._schedule.retry_delay)
-        self._report.refusals((*batch.refusals, *self._proxy.refusals))
+        plans = [plan for plan, _ in self._proxy.plans]
+        self._care.synced(plans)
+        self._node_ports.follow(plans)
+        left_out = *batch.refusals, *self._proxy.refusals, *self._node_ports.refusals
+        self._report.refusals(left_out)
         await self._place.record()
         self._report.publish(self._proxy, batch.files, ok=ok)
         self._tried.set()
         _log.detail("sync ended", ok=ok, seconds=over - begun, deltas=len(batch.deltas))
-
-    # --- what is looked at when somebody asks, see health.monitor.Watched ---------------------
-
-    @property
-    def mode(self) -> str:
-        return self._proxy.choice.mode
-
-    @property
-    def pending(self) -> Counts:
-        return self._inbox.pending
-
-    @property
-    def seen(self) -> Counts:
-        return self._proxy.seen
-
-    @property
-    def refused(self) -> int:
-        return len(self._report.status.refusals)
-
-    @property
-    def plans(self) -> Iterable[tuple[Snapshot, Any]]:
-        return self._proxy.plans
-
-    @property
-    def relays(self) -> Iterable[Figures]:
-        return [door.figures(endpoints=True) for door in self._proxy.doors]
-
-    @property
-    def engines(self) -> Iterable[EngineFigures]:
-        return self._proxy.engines
 
 
 def _prepare(config: Config) -> None:

@@ -7,36 +7,18 @@ a probe needs of a kernel module is loaded by the kernel itself or not at all.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import resource
-import socket
-import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-from pyroute2 import IPVS, IPSet
 from pyroute2.netlink.exceptions import NetlinkError as RefusedByKernel
 
 from kproxy.backends import registry
-from kproxy.backends.xtables.door import tool
-from kproxy.backends.xtables.host import asks_sets, counts_packets
-from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family, Value
-from kproxy.errors import KernelError, KproxyError, MachineError
-from kproxy.kernel import capabilities, command, netns, sysctl
-from kproxy.kernel.netlink import explained, open_route
-from kproxy.lab.uml import machine as uml
-
-#: linux/if_tun.h
-_TUNSETIFF = 0x400454CA
-_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0001, 0x1000, 0x4000, 0x0100
-
-#: Descriptors for a lab of 50 pods with their responders, and room for userspace mode's relays.
-ENOUGH_DESCRIPTORS = 4096
+from kproxy.doctor_probes import FEATURE_PROBES, MODE_PROBES, Probe
+from kproxy.errors import KproxyError
+from kproxy.kernel import capabilities, netns
+from kproxy.kernel.netlink import open_route
 
 
 class Finding(Value, frozen=True):
@@ -76,10 +58,6 @@ class Report(Value, frozen=True):
         return any(mode.works for mode in self.modes)
 
 
-#: A probe returns what it saw (a few words), or raises why it cannot be done.
-Probe = Callable[[], str]
-
-
 def examine() -> Report:
     """Try everything. The calling thread visits a scratch namespace and comes back."""
     lacking = capabilities.missing("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
@@ -98,8 +76,8 @@ def examine() -> Report:
 
 def tried(name: str) -> Finding:
     """One mode (in both families) or feature by its name in the report; a KeyError for no name."""
-    modes = {mode: (probe, remedy) for mode, probe, remedy in _MODE_PROBES}
-    features = {feature: (probe, remedy) for feature, _, probe, remedy in _FEATURE_PROBES}
+    modes = {mode: (probe, remedy) for mode, probe, remedy in MODE_PROBES}
+    features = {feature: (probe, remedy) for feature, _, probe, remedy in FEATURE_PROBES}
     try:
         with netns.fresh():
             if name in modes:
@@ -112,7 +90,7 @@ def tried(name: str) -> Finding:
 
 
 def _modes() -> Iterator[ModeFinding]:
-    for name, probe, remedy in _MODE_PROBES:
+    for name, probe, remedy in MODE_PROBES:
         for family in Family:
             built = registry.built(name.partition("-")[0])
             answer = _answer(name, partial(probe, family), remedy)
@@ -122,7 +100,7 @@ def _modes() -> Iterator[ModeFinding]:
 def _features(scratch: str) -> Iterator[Finding]:
     yield Finding("root", True, "CAP_NET_ADMIN, CAP_SYS_ADMIN", "", "everything but render")
     yield Finding("network namespaces", True, scratch, "", "lab, scenario")
-    for name, needed_for, probe, remedy in _FEATURE_PROBES:
+    for name, needed_for, probe, remedy in FEATURE_PROBES:
         yield _answer(name, probe, remedy, needed_for)
 
 
@@ -137,237 +115,6 @@ def _answer(name: str, probe: Probe, remedy: str, needed_for: str = "") -> Findi
         return Finding(name, False, os.strerror(refused.code), remedy, needed_for)
     except OSError as refused:
         return Finding(name, False, refused.strerror or str(refused), remedy, needed_for)
-
-
-def _module(module: str, option: str) -> str:
-    """How to get a kernel feature: a kernel without modules needs another kernel."""
-    if Path("/proc/modules").exists():
-        return f"modprobe {module}"
-    return f"a kernel with {option} (this one loads no modules)"
-
-
-# -- modes ----------------------------------------------------------------------------------------
-
-
-def _iptables(variant: str) -> Callable[[Family], str]:
-    def probe(family: Family) -> str:
-        registry.create(registry.Choice("iptables", variant), family).probe()
-        return "rules of every kind it uses load"
-
-    return probe
-
-
-def _nftables(family: Family) -> str:
-    word, address = ("ip", "ipv4_addr") if family is Family.IPV4 else ("ip6", "ipv6_addr")
-    table = (
-        f"table {word} kproxy-probe {{\n"
-        f" map s {{ type {address} . inet_proto . inet_service : verdict; }}\n"
-        f" map e {{ type {address} . inet_proto . inet_service : {address} . inet_service; }}\n"
-        " chain c { type nat hook prerouting priority -100;\n"
-        f"  {word} daddr . meta l4proto . th dport vmap @s\n"
-        f"  dnat {word} to {word} daddr . meta l4proto . th dport map @e\n }}\n}}\n"
-    )
-    command.run(["nft", "-f", "-"], stdin=table.encode())
-    command.run(["nft", "delete", "table", word, "kproxy-probe"])
-    return "maps with NAT load"
-
-
-def _ipvs(family: Family) -> str:
-    try:
-        IPVS().close()
-    except RefusedByKernel as refused:
-        raise MachineError("the kernel has no IPVS", hint=_without_ipvs()) from refused
-    with _closing(_link("kp-probe", "dummy")):
-        return "IPVS answers on netlink, dummy devices can be made"
-
-
-def _userspace(family: Family) -> str:
-    registry.create(registry.parse("userspace"), family).probe()
-    return "rules of every kind it uses load"
-
-
-def _fastpath(family: Family) -> str:
-    registry.create(registry.Choice("fastpath"), family).probe()
-    return "TUN device, policy routing and connection marks work"
-
-
-def _without_ipvs() -> str:
-    """What to do on a kernel without IPVS: another kernel, which may be a program."""
-    if uml.lacking() is None:
-        return "user-mode Linux: --kernel uml of kproxy lab up and kproxy scenario run"
-    return f"{_IPVS}, or user-mode Linux: apt-get install user-mode-linux"
-
-
-_IPVS = _module("ip_vs", "CONFIG_IP_VS")
-
-#: Mode (and variant), its probe, and the remedy where the probe itself names none.
-_MODE_PROBES: tuple[tuple[str, Callable[[Family], str], str], ...] = (
-    ("iptables-legacy", _iptables("legacy"), _module("iptable_nat", "CONFIG_IP_NF_NAT")),
-    ("iptables-nft", _iptables("nft"), _module("nft_compat", "CONFIG_NFT_COMPAT")),
-    ("nftables", _nftables, _module("nf_tables", "CONFIG_NF_TABLES")),
-    ("ipvs", _ipvs, _IPVS),
-    ("userspace", _userspace, _module("xt_REDIRECT", "CONFIG_NETFILTER_XT_TARGET_REDIRECT")),
-    ("fastpath", _fastpath, _module("tun", "CONFIG_TUN")),
-)
-
-
-# -- features -------------------------------------------------------------------------------------
-
-
-class _Link:
-    """A device of the scratch namespace."""
-
-    def __init__(self, name: str, kind: str, **options: Any) -> None:
-        self.name, self._route = name, open_route()
-        try:
-            with explained(f"make a {kind} device"):
-                self._route.link("add", ifname=name, kind=kind, **options)
-        except BaseException:
-            self._route.close()
-            raise
-
-    def index(self) -> int:
-        return int(self._route.link_lookup(ifname=self.name)[0])
-
-    def close(self) -> None:
-        self._route.link("del", index=self.index())
-        self._route.close()
-
-
-_link = _Link
-
-
-@contextmanager
-def _closing(thing: Any) -> Iterator[Any]:
-    try:
-        yield thing
-    finally:
-        thing.close()
-
-
-def _veth() -> str:
-    with _closing(_link("kp-probe0", "veth", peer={"ifname": "kp-probe1"})):
-        return "a pair can be made"
-
-
-def _device(kind: str) -> Probe:
-    def probe() -> str:
-        with _closing(_link("kp-probe", kind)):
-            return "can be made"
-
-    return probe
-
-
-def _tun() -> str:
-    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_MULTI_QUEUE
-        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", b"kp-probe", flags))
-    finally:
-        os.close(descriptor)
-    return "with offloads and several queues"
-
-
-def _queue(kind: str, **options: Any) -> Probe:
-    def probe() -> str:
-        link = _link("kp-probe0", "veth", peer={"ifname": "kp-probe1"})
-        with _closing(link), open_route() as route:
-            try:
-                with explained(f"add a {kind} queue"):
-                    route.tc("add", kind, link.index(), **options)
-            except KernelError as refused:
-                raise MachineError(refused.what) from refused
-        return "can be added"
-
-    return probe
-
-
-def _conntrack() -> str:
-    limit = sysctl.read("net/netfilter/nf_conntrack_max")
-    if limit is None:
-        raise MachineError("the kernel tracks no connections")
-    return f"up to {limit} connections"
-
-
-def _ipset() -> str:
-    with _closing(IPSet()) as sets:
-        sets.create("kp-probe", stype="hash:ip,port")
-        sets.destroy("kp-probe")
-    return "sets can be made"
-
-
-def _sctp() -> str:
-    socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
-    return "sockets open"
-
-
-def _capture() -> str:
-    socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)).close()
-    return "packet sockets open"
-
-
-def _uml() -> str:
-    lacking = uml.lacking()
-    if lacking is not None:
-        raise lacking
-    return f"{command.require(uml.KERNEL)}: a kernel with IPVS, SCTP and netem, without root"
-
-
-def _descriptors() -> str:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < ENOUGH_DESCRIPTORS:
-        raise MachineError(f"only {hard} open files are allowed")
-    return f"{soft} open files, up to {hard}"
-
-
-def _tool(name: str) -> Probe:
-    def probe() -> str:
-        return command.require(name)
-
-    return probe
-
-
-def _in_rules(works: Callable[[Family, Variant], bool]) -> Probe:
-    """A match that a proxy can do without: in which variants' rules it loads."""
-
-    def probe() -> str:
-        there = [each for each in Variant if command.find(tool(Family.IPV4, each, "restore"))]
-        found = [str(variant) for variant in there if works(Family.IPV4, variant)]
-        if not found:
-            raise MachineError("rules that use it do not load")
-        return f"in rules of {' and '.join(found)}"
-
-    return probe
-
-
-_NFACCT = _module("xt_nfacct", "CONFIG_NETFILTER_XT_MATCH_NFACCT")
-_CONNTRACK = _module("nf_conntrack", "CONFIG_NF_CONNTRACK")
-_NETEM = f"{_module('sch_netem', 'CONFIG_NET_SCH_NETEM')}, or --kernel uml"
-_TBF = _module("sch_tbf", "CONFIG_NET_SCH_TBF")
-_SCTP = f"{_module('sctp', 'CONFIG_IP_SCTP')}, or --kernel uml (scenarios craft packets without it)"
-
-#: Feature, what needs it, probe, remedy.
-_FEATURE_PROBES: tuple[tuple[str, str, Probe, str], ...] = (
-    ("veth", "lab, scenario", _veth, _module("veth", "CONFIG_VETH")),
-    ("bridge", "lab, scenario", _device("bridge"), _module("bridge", "CONFIG_BRIDGE")),
-    ("dummy device", "ipvs", _device("dummy"), _module("dummy", "CONFIG_DUMMY")),
-    ("tun", "fastpath", _tun, _module("tun", "CONFIG_TUN")),
-    ("connection tracking", "all modes", _conntrack, _CONNTRACK),
-    ("ipset", "ipvs, iptables: stray packets", _ipset, _module("ip_set", "CONFIG_IP_SET")),
-    ("set match", "the same", _in_rules(asks_sets), _module("xt_set", "CONFIG_NETFILTER_XT_SET")),
-    ("packet counters", "two metrics of iptables", _in_rules(counts_packets), _NFACCT),
-    ("netem", "links with delay or loss", _queue("netem", delay=1000), _NETEM),
-    ("tbf", "links with a rate", _queue("tbf", rate="1mbit", burst=65536, latency="50ms"), _TBF),
-    ("SCTP", "SCTP between real sockets", _sctp, _SCTP),
-    ("packet capture", "lab capture", _capture, "run as root (CAP_NET_RAW)"),
-    ("open files", "labs with many pods", _descriptors, f"ulimit -n {ENOUGH_DESCRIPTORS}"),
-    ("iptables tool", "iptables, ipvs, userspace", _tool("iptables-restore"), ""),
-    ("ip6tables tool", "the same for IPv6", _tool("ip6tables-restore"), ""),
-    ("nft tool", "nftables, fastpath", _tool("nft"), ""),
-    ("ip tool", "reading along", _tool("ip"), ""),
-    ("conntrack tool", "reading along", _tool("conntrack"), ""),
-    ("user-mode Linux", "--kernel uml: ipvs, SCTP, netem where the kernel has none", _uml, ""),
-)  # fmt: skip
 
 
 # -- when nothing can be tried --------------------------------------------------------------------
@@ -398,7 +145,7 @@ def _untried(obstacle: Finding) -> Report:
         ModeFinding(
             name, int(family), False, registry.built(name.partition("-")[0]), why, obstacle.remedy
         )
-        for name, _, _ in _MODE_PROBES
+        for name, _, _ in MODE_PROBES
         for family in Family
     )
     harmless = ("SCTP", "open files", "user-mode Linux")
@@ -406,6 +153,6 @@ def _untried(obstacle: Finding) -> Report:
         _answer(name, probe, remedy, needed_for)
         if name in harmless or name.endswith(" tool")
         else Finding(name, False, why, obstacle.remedy, needed_for)
-        for name, needed_for, probe, remedy in _FEATURE_PROBES
+        for name, needed_for, probe, remedy in FEATURE_PROBES
     )
     return Report(modes, (obstacle, *features))

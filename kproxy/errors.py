@@ -15,6 +15,7 @@
     │   │   └── MemberError             … about one member of a set
     │   └── ApplyError              a transaction was refused; nothing of it is in force
     │       └── ContentError            … for what it says: it would be refused again
+    ├── OccupiedError           1   another process is the proxy here
     ├── LabError                1   the lab is not in the state that the command needs
     └── CheckFailed             1   a check that the user asked for did not pass
 
@@ -137,6 +138,10 @@ class ContentError(ApplyError):
     ) -> None:
         self.suspects = tuple(suspects)
         super().__init__(what, where=where, hint=hint)
+
+
+class OccupiedError(KproxyError):
+    """Another process is this node's proxy; two would undo each other's work."""
 
 
 class LabError(KproxyError):

@@ -18,13 +18,16 @@ from kproxy.backends.base import (
     Applied,
     Backend,
     Counting,
+    Finding,
     Judging,
     Keeping,
     Scope,
     Tending,
+    Witnessing,
 )
 from kproxy.backends.syncer import Syncer
 from kproxy.core.events import Delta
+from kproxy.core.health.book import Book
 from kproxy.core.objects import EndpointSlice, Family, ObjectKey, Value
 from kproxy.core.planner import Planner
 from kproxy.core.snapshot import NodeSettings, Snapshot
@@ -115,6 +118,15 @@ class FamilyProxy:
         """What the packet engine has counted, in a mode that has one which runs."""
         return self._backend.figures() if isinstance(self._backend, Carrying) else ()
 
+    @property
+    def witnesses(self) -> bool:
+        """Whether :meth:`findings` will ever give something."""
+        return isinstance(self._backend, Witnessing)
+
+    def findings(self) -> list[Finding]:
+        """What connections told of endpoints, in a mode that sees it. For any thread."""
+        return self._backend.findings() if isinstance(self._backend, Witnessing) else []
+
     def keep(self, folder: Path) -> None:
         """See :class:`kproxy.backends.base.Keeping`."""
         if isinstance(self._backend, Keeping):
@@ -148,12 +160,13 @@ class FamilyProxy:
         full: bool,
         scope: Scope | None,
         addresses: tuple[str, ...],
+        book: Book | None = None,
     ) -> SyncRecord:
         """Plan, bring the kernel to the plan, clean flows. ``scope``: where others were at work.
-        ``addresses``: all of this host."""
+        ``addresses``: all of this host. ``book``: what is known of endpoints' health."""
         if scope is not None:
             self._syncer.forget(scope)
-        record = self._sync_rules(tracker, settings, changes, full, addresses)
+        record = self._sync_rules(tracker, settings, changes, full, addresses, book)
         found, self._syncer.found = self._syncer.found, None
         if found is not None and not self._flows.knows_its_past:
             self._flows.remember(lambda: registry.former(self._syncer.backend.mode, found))
@@ -192,6 +205,7 @@ class FamilyProxy:
         changes: Changes,
         full: bool,
         addresses: tuple[str, ...],
+        book: Book | None = None,
     ) -> SyncRecord:
         begun = time.monotonic()
         if full:
@@ -201,7 +215,7 @@ class FamilyProxy:
             # A planner that broke off has not taken its changes in: everything is planned anew.
             wanted = None if self._lost_plan else changes
             self._lost_plan = True
-            snapshot = self._planner.plan(tracker, settings, wanted)
+            snapshot = self._planner.plan(tracker, settings, wanted, book)
             self._lost_plan = False
             self._flows.plan(snapshot, addresses)
             applied = self._syncer.sync(snapshot)

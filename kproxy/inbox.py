@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from kproxy.core.events import Delta, ref_of
+from kproxy.core.health.values import Observation
 from kproxy.core.objects import Value
 from kproxy.core.tracker import Counts
 from kproxy.look import Look
@@ -18,21 +19,25 @@ from kproxy.status import FileStatus
 
 
 class Batch(Value, frozen=True):
-    """What one sync works on. ``moved``: addresses of this node came or went."""
+    """What one sync works on. ``moved``: addresses of this node came or went. ``observations`` are
+    what became known of endpoints' health, in order."""
 
     deltas: tuple[Delta, ...]
     moved: bool
     files: dict[str, FileStatus]
     refusals: tuple[str, ...]
+    observations: tuple[Observation, ...] = ()
 
 
 class Inbox:
-    """Filled by the source and by notices of the kernel, emptied by each sync."""
+    """Filled by the source, by notices of the kernel and by what keeps endpoints' health, emptied
+    by each sync."""
 
     def __init__(self) -> None:
         self._deltas: list[Delta] = []
         self._look = Look()
         self._moved = False
+        self._observations: list[Observation] = []
 
     def put(self, look: Look) -> Sequence[str] | None:
         """A look of the source. None when it says nothing new, else the notices that are new."""
@@ -45,6 +50,10 @@ class Inbox:
 
     def addresses_moved(self) -> None:
         self._moved = True
+
+    def observe(self, observations: Sequence[Observation]) -> None:
+        """What became known of endpoints' health, later than all that was put here before."""
+        self._observations += observations
 
     @property
     def known(self) -> bool:
@@ -68,4 +77,5 @@ class Inbox:
     def take(self) -> Batch:
         """Everything, for one sync."""
         moved, self._moved = self._moved, False
-        return Batch(self.take_deltas(), moved, self._look.files, self._look.refusals)
+        observed, self._observations = tuple(self._observations), []
+        return Batch(self.take_deltas(), moved, self._look.files, self._look.refusals, observed)

@@ -12,6 +12,7 @@ from pathlib import Path
 from kproxy import logs
 from kproxy.backends.userspace import handover
 from kproxy.backends.userspace.door import RelayDoor
+from kproxy.backends.userspace.messages import Ask, Refused, Told
 from kproxy.backends.userspace.wire import Line
 from kproxy.errors import KproxyError
 
@@ -31,15 +32,21 @@ class Knocking:
         self._talks: set[asyncio.Task[None]] = set()
         #: Who waits to be given everything.
         self.successor: Line | None = None
+        #: The process that is given everything, or waits for it; 0: none.
+        self._heir = 0
         self._socket = handover.listen(folder)
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
         self._open()
 
     def taken(self) -> Line | None:
-        """The one who waits, who is the caller's then."""
+        """The one who waits, who is the caller's then; others are refused for its sake."""
         successor, self.successor = self.successor, None
         return successor
+
+    def again(self) -> None:
+        """It did not come about: the next one may come."""
+        self._heir = 0
 
     def close(self) -> None:
         """Nobody is heard any more; the socket's file is the next daemon's to replace."""
@@ -74,11 +81,13 @@ class Knocking:
         kept = False
         try:
             wants = await asyncio.to_thread(handover.greet, line)
-            if isinstance(wants, handover.Ask):
+            if isinstance(wants, Ask):
                 await asyncio.to_thread(self._tell, line, wants.endpoints)
-            elif self.successor is not None:
-                line.say(handover.Refused("another process takes over this moment"))
-            else:
+            elif wants is not None and self._heir:
+                why = f"process {self._heir} takes over this moment"
+                line.say(Refused(why, by=self._heir))
+            elif wants is not None:
+                self._heir, _ = line.peer
                 self.successor, kept = line, True
                 self._heard()
         except KproxyError as failed:
@@ -89,4 +98,4 @@ class Knocking:
 
     def _tell(self, line: Line, endpoints: bool) -> None:
         figures = [door.figures(endpoints=endpoints) for door in self._doors]
-        line.say(handover.Told(tuple(figures)))
+        line.say(Told(tuple(figures)))

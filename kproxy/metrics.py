@@ -35,7 +35,10 @@ from kproxy.core.snapshot import Snapshot
 from kproxy.engine_metrics import engine_metrics
 from kproxy.errors import KernelError
 from kproxy.family import SyncRecord
+from kproxy.health.journal import Event as Turned
+from kproxy.health.journal import Kind
 from kproxy.health.monitor import Watched
+from kproxy.health_metrics import health_metrics
 from kproxy.kernel.nfacct import Counters
 
 if TYPE_CHECKING:
@@ -98,6 +101,9 @@ EVENTS: tuple[Event, ...] = (
 OWN: tuple[Event, ...] = (
     Event("kproxy_foreign_changes_total", Counter,
           "Syncs that found rules changed by others, and mended them"),
+    Event("kproxy_health_transitions_total", Counter,
+          "Changed verdicts on endpoints (up, down, ejected, readmitted) and on service ports"
+          " (panic, calm)", labels=("kind", *_FAMILY)),
 )  # fmt: skip
 
 #: What the relay of userspace mode counts of each service port: (its counter, metric, help).
@@ -130,6 +136,16 @@ RELAY_NOW = (
 RELAY_TOTALS = (
     ("accept_pauses", "accept_pauses", "Pauses in accepting, at the limit of descriptors or flows"),
     ("evicted", "evicted_sessions", "UDP sessions that had to make room"),
+    (
+        "other_sources",
+        "other_source_connections",
+        "Connections from another address of the node, the usual one having no port left",
+    ),
+    (
+        "no_ports",
+        "source_ports_exhausted",
+        "Times that no address of the node had a port left towards an endpoint",
+    ),
 )
 
 #: What the kernel counts where it can, in iptables mode: (its counter, metric, help).
@@ -156,6 +172,9 @@ class Metrics:
             for event in events:
                 if not event.modes or self._mode in event.modes:
                     self._events[event.name] = _made(prefix, event, self.registry)
+        for kind in Kind:
+            for family in Family:
+                self._events["kproxy_health_transitions_total"].labels(kind, _label(family))
         for path in ("healthz", "livez"):
             for code in _CODES:
                 self._events[f"proxy_{path}_total"].labels(code)
@@ -194,6 +213,11 @@ class Metrics:
         """The table of tracked flows was compared with the plan, and ``deleted`` flows removed."""
         self._of("conntrack_reconciler_sync_duration_seconds", family).observe(seconds)
         self._of("conntrack_reconciler_deleted_entries_total", family).inc(deleted)
+
+    def turned(self, event: Turned) -> None:
+        """The verdict on an endpoint, or on all of a service port, has changed."""
+        kind, family = event.kind, _label(Family(event.family))
+        self._events["kproxy_health_transitions_total"].labels(kind, family).inc()
 
     def answered(self, path: str, status: int) -> None:
         """The health server answered ``healthz`` or ``livez``."""
@@ -247,6 +271,7 @@ class _States(Collector):
             yield from _relays(relays)
         if engines := tuple(self._watched.engines):
             yield from engine_metrics(engines, _label)
+        yield from health_metrics([plan for plan, _ in plans], self._watched.checks, _label)
         yield GaugeMetricFamily(
             "kproxy_refused_objects",
             "Objects, and members of objects, that are left out",

@@ -88,6 +88,9 @@ class Others:
         are, see :class:`kproxy.backends.base.Counting`. ``mended``: all :attr:`harm` was."""
         counts = [count for count in transactions if count is not None]
         known = ok and len(counts) == len(transactions)
+        if ok and not self._swept:
+            # While the watch pauses: what we take away ourselves is nobody else's change.
+            known = not self._sweep() and known
         with self._lock:
             self._told = False
             if ok and mended:
@@ -98,8 +101,6 @@ class Others:
                 self.noticed = self._remembered(noticed)
             except KernelError as failed:
                 self._blind(failed)
-        if ok and not self._swept:
-            self._sweep()
 
     def close(self) -> None:
         if self._watch is not None:
@@ -111,14 +112,18 @@ class Others:
             self._harm = worse(self._harm, self._watch.harm())
         return noticed
 
-    def _sweep(self) -> None:
-        """Until it has worked once: a lock that is held now is not held for ever."""
+    def _sweep(self) -> bool:
+        """Until it has worked once: a lock that is held now is not held for ever. Whether it may
+        have taken something away."""
         try:
-            for choice in registry.sweep(self._choice, self._families):
-                _log.info("removed what was left of another mode", mode=choice)
-            self._swept = True
+            left = registry.sweep(self._choice, self._families)
         except KproxyError as failed:
             self._tell("cannot remove what another mode left", failed)
+            return True
+        for choice in left:
+            _log.info("removed what was left of another mode", mode=choice)
+        self._swept = True
+        return bool(left)
 
     def _blind(self, why: Exception) -> None:
         """Not closed: somebody waits for its descriptor, and it may see again."""

@@ -12,14 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from kproxy import logs
 from kproxy.backends import registry
+from kproxy.backends.base import Finding
 from kproxy.config import Config
 from kproxy.core.events import Delta
+from kproxy.core.health.book import Book
+from kproxy.core.health.values import Observation
 from kproxy.core.objects import Family, Node
 from kproxy.core.settings import mode_settings, node_settings, primary_family
 from kproxy.core.snapshot import Snapshot
-from kproxy.core.tracker import Counts, Tracker
+from kproxy.core.tracker import Changes, Counts, Tracker
 from kproxy.errors import KernelError, MachineError
 from kproxy.family import FamilyProxy, SyncRecord
 from kproxy.kernel.addresses import host_addresses
@@ -46,6 +51,7 @@ class NodeProxy:
         self._config = config
         self._node_name = node_name
         self._tracker = Tracker()
+        self._book = Book()
         self._addresses: tuple[str, ...] = ()
         self._families: tuple[FamilyProxy, ...] = ()
         self._skipped: tuple[FamilyStatus, ...] = ()
@@ -76,6 +82,10 @@ class NodeProxy:
         self._families, self._skipped = tuple(served), tuple(skipped)
         self.others = Others(self.choice, self.served, self._config.ipvs.exclude_cidrs)
 
+    def believe(self, observations: Iterable[Observation]) -> None:
+        """Before the first sync: what was known of endpoints' health."""
+        self._book.restore(observations)
+
     def keep(self, folder: Path) -> None:
         """Before the first sync: where modes that carry packets keep what outlives the process."""
         for family in self._families:
@@ -85,11 +95,14 @@ class NodeProxy:
         self,
         deltas: Iterable[Delta] = (),
         *,
+        observations: Iterable[Observation] = (),
         full: bool = False,
         mends: bool = False,
         moved: bool = False,
     ) -> bool:
         """Take changes in and bring the kernel to them, in every family. True when all went well.
+
+        ``observations`` are news of endpoints' health, each later than those before.
 
         ``full``: addresses and kernel are read and everything is compared; ``mends``: that is done
         where others were at work; ``moved``: the addresses are read.
@@ -102,7 +115,7 @@ class NodeProxy:
         full = full or harm is None
         if full or moved:
             self._read_addresses()
-        changes = self._tracker.take()
+        changes = self._changes(observations)
         node = self.node
         jobs = [
             self._pool.submit(
@@ -113,6 +126,7 @@ class NodeProxy:
                 full,
                 (harm or {}).get(family.family),
                 self._addresses,
+                self._book,
             )
             for family in self._families
         ]
@@ -127,6 +141,23 @@ class NodeProxy:
             mended=mends,
         )
         return ok
+
+    def _changes(self, observations: Iterable[Observation]) -> Changes:
+        """All that may be planned otherwise now."""
+        judged = self._book.hear(observations)
+        changes = self._tracker.take()
+        if not judged:
+            return changes
+        return msgspec.structs.replace(changes, services=changes.services | judged)
+
+    @property
+    def witnesses(self) -> bool:
+        """Whether the mode sees which endpoints do not take connections."""
+        return any(family.witnesses for family in self._families)
+
+    def findings(self) -> list[Finding]:
+        """What connections told of endpoints, in a mode that sees it. For any thread."""
+        return [finding for family in self._families for finding in family.findings()]
 
     def tend(self) -> None:
         """Between syncs: let every family finish what :attr:`tend_delay` told of."""

@@ -8,6 +8,7 @@ import msgspec
 
 from kproxy import logs
 from kproxy.errors import KernelError
+from kproxy.health.standing import Standings
 from kproxy.proxy import NodeProxy
 from kproxy.status import FileStatus, Notifier, StateDir, Status
 
@@ -26,6 +27,7 @@ class Report:
         self._notifier = notifier
         self.status = status
         self._trouble = ""
+        self._standings = Standings()
 
     def refusals(self, refusals: Iterable[str]) -> None:
         """Log what is newly left out, and what is no longer: each once. Many at a time are one line
@@ -45,6 +47,7 @@ class Report:
             ready=proxy.ready,
             families=proxy.statuses,
             objects=proxy.objects,
+            health=self._standings.of(plan for plan, _ in proxy.plans),
             files=files if ok else before.files,
             syncs=before.syncs + 1,
             failures=before.failures + (not ok),

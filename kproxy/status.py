@@ -26,6 +26,7 @@ import msgspec
 
 from kproxy.core.objects import Value
 from kproxy.errors import CheckFailed, UsageError
+from kproxy.health.standing import PortStanding
 from kproxy.kernel.files import replace_file
 from kproxy.sources.files import Identity, identity_of
 
@@ -69,7 +70,8 @@ class Status(Value, frozen=True):
     """Everything. ``files`` are those whose content is in force in the kernel, for every family.
 
     ``ready``: every family has had a good sync. ``refusals`` are what is left out and why: of the
-    input, of the plan (addresses that two services claim) and of the kernel. ``syncs`` and
+    input, of the plan (addresses that two services claim) and of the kernel. ``health`` are the
+    service ports with checks or passive detection, in the plans in force. ``syncs`` and
     ``failures`` count all syncs since the start; ``last_error`` stays until the next good sync.
     """
 
@@ -82,6 +84,7 @@ class Status(Value, frozen=True):
     families: tuple[FamilyStatus, ...] = ()
     objects: dict[str, int] = msgspec.field(default_factory=dict)
     refusals: tuple[str, ...] = ()
+    health: tuple[PortStanding, ...] = ()
     files: dict[str, FileStatus] = msgspec.field(default_factory=dict)
     syncs: int = 0
     failures: int = 0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from kproxy import logs
 from kproxy.core.objects import Family
 from kproxy.errors import KernelError, KproxyError
+from kproxy.occupancy import Occupancy
 from kproxy.status import StateDir
 
 if TYPE_CHECKING:
@@ -40,29 +41,46 @@ _LOOK = 1.0
 
 
 class Succession:
-    """A daemon's place: its state directory, and what it serves with there.
+    """A daemon's place: its network namespace, its state directory, and what it serves with there.
 
-    Made before anything else: UsageError when another process holds the directory that cannot be
-    taken over from. From :meth:`begin` on in the event loop; ``heard`` is called when a successor
-    is there.
+    Made before anything else: OccupiedError when another process is the proxy of this network
+    namespace, UsageError when one holds the directory that cannot be taken over
+    from. From :meth:`begin` on in the event loop; ``heard`` is called when a successor is there.
     """
 
     def __init__(self, folder: Path, mode: str) -> None:
         self.folder = folder
-        self._before = _predecessor(folder, mode)
+        self._mode = mode
+        #: The process that is to be taken over from; 0: there is none.
+        self.predecessor = _predecessor(folder, mode)
         #: None as long as a predecessor has the directory.
-        self.state = StateDir(folder) if self._before is None else None
+        self.state: StateDir | None = None
+        self._occupancy: Occupancy | None = None
         self._doors: Sequence[RelayDoor] = ()
         self._recorded: dict[Family, int] = {}
         self._trouble = ""
         self._knocking: Knocking | None = None
         self._after: Line | None = None
         self._hurry = asyncio.Event()
+        if not self.predecessor:
+            self._move_in()
 
-    @property
-    def predecessor(self) -> int:
-        """The process that is to be taken over from; 0: there is none."""
-        return self._before.pid if self._before is not None else 0
+    def _move_in(self) -> None:
+        """Where nobody is."""
+        self.state = StateDir(self.folder)
+        try:
+            self._occupancy = Occupancy.take(self._mode, self.folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def _succeed(self, lock: int, *more: int) -> None:
+        """With the locks of a predecessor."""
+        self.state = StateDir(self.folder, lock)
+        if more:
+            self._occupancy = Occupancy(self._mode, self.folder, more[0])
+        else:
+            self._occupancy = Occupancy.take(self._mode, self.folder)
 
     @property
     def handed_over(self) -> bool:
@@ -78,9 +96,15 @@ class Succession:
         """Before the first sync: know the relay ports of before, take over what a predecessor
         serves, and be there for a successor. KproxyError when it serves on instead."""
         self._doors = doors
-        if self._before is not None:
-            lock = await asyncio.to_thread(_take_over, self._before, doors)
-            self._before, self.state = None, StateDir(self.folder, lock)
+        if self.predecessor:
+            locks = await asyncio.to_thread(_take_over, self.folder, self.predecessor, doors)
+            self.predecessor = 0
+            if locks:
+                self._succeed(*locks)
+            else:
+                self._move_in()
+        if self._occupancy is not None:
+            asyncio.get_running_loop().add_reader(self._occupancy.fileno(), self._occupancy.hear)
         if not doors:
             return
         from kproxy.backends.userspace import state
@@ -117,6 +141,7 @@ class Succession:
         about we serve on."""
         assert self._knocking is not None
         assert self.state is not None
+        locks = [each.fileno() for each in (self.state, self._occupancy) if each is not None]
         line = self._knocking.taken()
         if line is None:
             return
@@ -125,12 +150,14 @@ class Succession:
         pid, _ = line.peer
         _log.info("handing over", to_process=pid)
         try:
-            await asyncio.to_thread(handover.hand_over, line, self._doors, self.state.fileno())
+            await asyncio.to_thread(handover.hand_over, line, self._doors, locks)
         except KproxyError as failed:
             _log.warning("no successor came about: serving on", process=pid, why=failed)
             line.close()
+            self._knocking.again()
         else:
             self.state.give_away()
+            self._leave_namespace()
             self._after = line
 
     def hurry(self) -> None:
@@ -142,6 +169,14 @@ class Succession:
         if self._knocking is not None:
             self._knocking.close()
             self._knocking = None
+        if self._occupancy is not None:
+            asyncio.get_running_loop().remove_reader(self._occupancy.fileno())
+
+    def _leave_namespace(self) -> None:
+        if self._occupancy is not None:
+            asyncio.get_running_loop().remove_reader(self._occupancy.fileno())
+            self._occupancy.close()
+            self._occupancy = None
 
     async def leave(self, patience: float) -> None:
         """Everything else has ended: let what is carried here end by itself, for so many seconds
@@ -172,27 +207,41 @@ class Succession:
         return sum(door.left() for door in self._doors)
 
     def close(self) -> None:
-        """Give the directory back, or a predecessor up: it serves on."""
-        if self._before is not None:
-            self._before.close()
+        """Give the directory and the namespace back. May be called twice."""
         if self.state is not None:
             self.state.close()
+        if self._occupancy is not None:
+            self._occupancy.close()
+        self.state = self._occupancy = None
 
 
-def _predecessor(folder: Path, mode: str) -> Predecessor | None:
+def _predecessor(folder: Path, mode: str) -> int:
     """The process that serves with this state directory, if there is one to take over from."""
     if mode not in MODES:
-        return None
-    from kproxy.backends.userspace.handover import Predecessor
+        return 0
+    from kproxy.backends.userspace import handover
 
-    return Predecessor.find(folder)
+    return handover.serving(folder)
 
 
-def _take_over(before: Predecessor, doors: Sequence[RelayDoor]) -> int:
-    """Serve what it served, with these doors; the descriptor of the state directory's lock.
+def _take_over(folder: Path, pid: int, doors: Sequence[RelayDoor]) -> tuple[int, ...]:
+    """Serve what that process serves with this directory, with these doors; the descriptors of its
+    locks, none when it has ended meanwhile.
 
     KproxyError when that did not come about: then it serves on, and nothing is served here.
     """
+    from kproxy.backends.userspace import handover
+
+    before = handover.Predecessor.find(folder)
+    if before is None:
+        return ()
+    if before.pid != pid:
+        before.close()
+        raise handover.taken_over(pid, before.pid)
+    return _taken_over(before, doors)
+
+
+def _taken_over(before: Predecessor, doors: Sequence[RelayDoor]) -> tuple[int, ...]:
     from kproxy.backends.userspace.bequest import Heir, close_all
 
     heirs = {door.family: Heir(door) for door in doors}
@@ -208,7 +257,7 @@ def _take_over(before: Predecessor, doors: Sequence[RelayDoor]) -> int:
             else:
                 _log.warning("not served here, and not taken over", family=int(family))
                 close_all(estate.fds)
-        lock = before.parting(take)
+        locks = before.parting(take)
         before.serving()
     except BaseException:
         for heir in heirs.values():
@@ -218,7 +267,7 @@ def _take_over(before: Predecessor, doors: Sequence[RelayDoor]) -> int:
         before.close()
         raise
     _log.info("took over", from_process=before.pid)
-    return lock
+    return locks
 
 
 def _done(successor: Line) -> None:

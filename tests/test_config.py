@@ -12,15 +12,13 @@ from hypothesis import strategies as st
 from kproxy import config_check, flags
 from kproxy.config import (
     Config,
-    DetectLocal,
-    Iptables,
-    Userspace,
     config_from_mapping,
     port_range,
     replace_at,
     to_mapping,
     value_at,
 )
+from kproxy.config_sections import DetectLocal, Health, Iptables, Userspace
 from kproxy.durations import Seconds, format_duration, parse_duration
 from kproxy.errors import ConfigError
 
@@ -157,6 +155,7 @@ def test_a_written_file_reads_back(tmp_path: Path) -> None:
         node_port_addresses=("primary", "10.0.0.0/8"),
         feature_gates={"A": True},
         service_cidrs=("172.30.0.0/16",),
+        health=Health(default={"tcp": {"port": 80}, "interval": "5s"}, allow_exec=True),
     )
     for config in (Config(), other):
         assert flags.load(write(tmp_path, flags.dump(config))) == (config, ())
@@ -178,6 +177,10 @@ def test_a_written_file_reads_back(tmp_path: Path) -> None:
         ({"detectLocal": None}, "detectLocal", DetectLocal()),
         ({"clientConnection": {"qps": 7}}, "clientConnection.qps", 7.0),
         ({"serviceCIDRs": ["10.0.0.0/8"]}, "serviceCIDRs", ("10.0.0.0/8",)),
+        ({"health": {"default": "tcp"}}, "health.default", "tcp"),
+        ({"health": {"default": None}}, "health.default", None),
+        ({"health": {"default": {"tcp": None}}}, "health.default", {"tcp": None}),
+        ({"health": {"allowExec": True}}, "health.allowExec", True),
     ],
 )
 def test_fields_of_a_file(mapping: dict[str, object], path: str, value: object) -> None:
@@ -270,6 +273,8 @@ def test_an_unusable_file_is_an_error(tmp_path: Path, text: str | None, told: st
         ({"userspace.tcpIdleTimeout": 0.0}, "userspace.tcpIdleTimeout"),
         ({"udpIdleTimeout": 0.0}, "udpIdleTimeout"),
         ({"hostnameOverride": "a_b"}, "hostnameOverride"),
+        ({"health.default": "ping"}, "health.default: 'ping' must be none, tcp"),
+        ({"health.default": {"tcp": {"port": 0}}}, "health.default.tcp.port: port 0"),
     ],
 )
 def test_nonsense_is_told_by_its_field(changes: dict[str, object], told: str) -> None:

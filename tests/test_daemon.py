@@ -289,6 +289,59 @@ def test_cleanup_leaves_nothing(proxy: Proxy) -> None:
     assert (again.returncode, again.stdout) == (0, "nothing of kproxy was here\n")
 
 
+def test_cleanup_beside_a_daemon_says_so(proxy: Proxy) -> None:
+    """It names the process and touches nothing; what --force takes away, the daemon writes
+    again."""
+    file = proxy.manifests / "web.yaml"
+    put(file, service())
+    proxy.start()
+    proxy.until_in_force(file)
+    before = proxy.rules()
+    assert proxy.process is not None
+    pid = proxy.process.pid
+    for argv in (["cleanup"], ["run", "--cleanup"]):
+        refused = proxy.kproxy(*argv)
+        assert refused.returncode == 1
+        assert refused.stdout == ""
+        assert refused.stderr == (
+            f"kproxy: process {pid} (iptables mode, --state-dir {proxy.state}) is the proxy of "
+            "this network namespace, and writes its rules again; "
+            f"stop it first (kill {pid}), or: kproxy cleanup --force\n"
+        )
+        assert proxy.rules() == before
+    done = proxy.kproxy("cleanup", "--force")
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"kproxy: warning: process {pid} ")
+    assert "removed: iptables-nft IPv4" in done.stdout
+    proxy.until(lambda: sorted(proxy.rules().splitlines()) == sorted(before.splitlines()))
+
+
+@pytest.mark.parametrize("mode", ["iptables", "userspace", "fastpath"])
+def test_a_second_daemon_is_told_of_the_first(proxy: Proxy, tmp_path: Path, mode: str) -> None:
+    """With a state directory of its own, in whatever mode: one line that names the first one, and
+    it goes on undisturbed. When it is killed, the second one may."""
+    file = proxy.manifests / "web.yaml"
+    put(file, service())
+    proxy.start()
+    proxy.until_in_force(file)
+    before = proxy.rules()
+    assert proxy.process is not None
+    place = ("-f", str(proxy.manifests), "--state-dir", str(tmp_path / "second"))
+    refused = proxy.kproxy("run", *place, "--proxy-mode", mode)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        f"kproxy: process {proxy.process.pid} (iptables mode, --state-dir {proxy.state}) is the "
+        "proxy of this network namespace already; "
+        f"stop it first (kill {proxy.process.pid}): two would undo each other's rules\n"
+    )
+    assert proxy.process.poll() is None
+    assert proxy.rules() == before
+    proxy.stop(signal.SIGKILL)
+    proxy.state = tmp_path / "second"
+    proxy.start()
+    proxy.until_in_force(file)
+
+
 def test_it_serves_without_a_place_for_its_status(proxy: Proxy) -> None:
     """A status that cannot be written is told once; changes are followed all the same, and the
     status is there again when it can be."""

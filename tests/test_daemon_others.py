@@ -121,6 +121,12 @@ def test_a_start_in_the_other_variant_takes_over(proxy: Proxy, old: str, new: st
     assert "KUBE" not in proxy.rules(old)
     assert "--to-destination 10.180.0.2:8080" in proxy.rules(new)
     assert f"removed what was left of another mode mode=iptables-{old}" in proxy.log.read_text()
+    # The next syncs, so that somebody has looked since.
+    for endpoint in ("10.180.0.3", "10.180.0.4"):
+        put(file, service(endpoint=endpoint))
+        proxy.until_in_force(file)
+    assert "changed by others" not in proxy.log.read_text()
+    assert foreign(proxy) == 0
 
 
 def dial(proxy: Proxy) -> socket.socket:

@@ -6,13 +6,13 @@ import os
 
 import pytest
 
-from kproxy import doctor
+from kproxy import doctor, doctor_probes
 from kproxy.core.objects import Family
 from kproxy.errors import KernelError, MachineError
 from kproxy.kernel import command
 
 
-def refuses(error: Exception) -> doctor.Probe:
+def refuses(error: Exception) -> doctor_probes.Probe:
     def probe() -> str:
         raise error
 
@@ -58,7 +58,7 @@ def test_the_examination_is_whole_and_leaves_no_trace() -> None:
     home = os.stat("/proc/thread-self/ns/net").st_ino
     report = doctor.examine()
     assert os.stat("/proc/thread-self/ns/net").st_ino == home
-    names = [name for name, _, _ in doctor._MODE_PROBES]
+    names = [name for name, _, _ in doctor_probes.MODE_PROBES]
     assert [(m.name, m.family) for m in report.modes] == [
         (n, int(f)) for n in names for f in Family
     ]
@@ -72,7 +72,7 @@ def test_the_examination_is_whole_and_leaves_no_trace() -> None:
 @pytest.mark.kernel
 def test_matches_in_rules_are_told_by_variant() -> None:
     """In which rules a match loads that modes can do without; when in none, that it does not."""
-    assert doctor._in_rules(lambda family, variant: variant == "nft")() == "in rules of nft"
-    assert doctor._in_rules(lambda family, variant: True)() == "in rules of legacy and nft"
+    assert doctor_probes.in_rules(lambda family, variant: variant == "nft")() == "in rules of nft"
+    assert doctor_probes.in_rules(lambda family, variant: True)() == "in rules of legacy and nft"
     with pytest.raises(MachineError, match="do not load"):
-        doctor._in_rules(lambda family, variant: False)()
+        doctor_probes.in_rules(lambda family, variant: False)()

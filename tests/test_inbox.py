@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from kproxy.core.events import Delta
+from kproxy.core.health.values import Check, Checked, Target, Tcp
 from kproxy.core.tracker import Counts
 from kproxy.inbox import Batch, Inbox
 from kproxy.look import Look
@@ -13,6 +14,8 @@ from tests.factories import make_node, make_service
 
 ONE = Delta((make_service("one"),))
 TWO = Delta((make_service("one"), make_service("two"), make_node()))
+TARGET = Target(Check(Tcp()), "10.180.0.1", 8080)
+SEEN = tuple(Checked(TARGET, up, "told", float(at)) for at, up in enumerate((True, False, True)))
 FILES = {"web.yaml": FileStatus("1", "read")}
 
 
@@ -53,3 +56,15 @@ def test_notices_are_new_once() -> None:
     inbox = Inbox()
     told = [inbox.put(Look(ONE, notices=notices)) for notices in (("a",), ("a", "b"), (), ("a",))]
     assert told == [["a"], ["b"], [], ["a"]]
+
+
+def test_observations_wait_for_one_sync() -> None:
+    """In order, and they are no objects that are pending."""
+    inbox = Inbox()
+    inbox.put(Look(ONE, known=True))
+    inbox.take()
+    inbox.observe(SEEN[:1])
+    inbox.observe(SEEN[1:])
+    assert inbox.pending == Counts(0, 0)
+    assert inbox.take() == Batch((), False, {}, (), SEEN)
+    assert inbox.take().observations == ()

@@ -20,6 +20,7 @@ from kproxy.core.planner import Planner
 from kproxy.core.snapshot import Snapshot
 from kproxy.core.tracker import Counts, Tracker
 from kproxy.family import SyncRecord
+from kproxy.health.checks.rounds import Figures as CheckFigures
 from kproxy.health.monitor import Monitor
 from kproxy.metrics import ENDPOINT_COUNTED, RELAY_COUNTED, RELAY_NOW, RELAY_TOTALS, Metrics
 from tests.factories import make_endpoint, make_port, make_service, make_settings, make_slice
@@ -52,6 +53,10 @@ KUBE_PROXY: dict[str, tuple[str, frozenset[str]]] = {
 }
 OWN = {
     "kproxy_foreign_changes_total": ("counter", FAMILY),
+    # No labels as long as no service port has checks: see test_health_metrics.
+    "kproxy_health_endpoints": ("gauge", frozenset()),
+    "kproxy_health_panic": ("gauge", frozenset()),
+    "kproxy_health_transitions_total": ("counter", frozenset({"kind", *FAMILY})),
     "kproxy_refused_objects": ("gauge", frozenset()),
 }
 
@@ -68,6 +73,7 @@ class Watched:
         self.plans = plans
         self.relays = relays
         self.engines: Iterable[EngineFigures] = ()
+        self.checks: CheckFigures | None = None
 
 
 def plan_of(*objects: Any) -> tuple[Snapshot, Any]:

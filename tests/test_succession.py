@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -18,8 +19,11 @@ import pytest
 from kproxy.backends.userspace import handover, state
 from kproxy.backends.userspace.estate import Words
 from kproxy.core.objects import Family
+from kproxy.errors import OccupiedError
 from kproxy.kernel import netns
 from kproxy.kernel.netlink import open_route
+from kproxy.occupancy import occupant
+from kproxy.succession import Succession
 from tests.test_daemon import Proxy, put
 
 pytestmark = pytest.mark.kernel
@@ -444,6 +448,80 @@ def test_a_successor_that_cannot_start(node: Node, daemons: Daemons) -> None:
     other = daemons.kproxy("run", "-f", str(daemons.manifests), *place, "--proxy-mode", "iptables")
     assert other.returncode == 2, other.stderr
     assert f"another kproxy (process {daemons.process.pid})" in other.stderr  # type: ignore[union-attr]
+
+
+def test_two_successors_at_once(node: Node, daemons: Daemons) -> None:
+    """The one that comes first is heard; the other one is told who it is. When the first one
+    breaks off it is no obstacle to the next."""
+    assert daemons.process is not None
+    with hesitating(daemons) as first:
+        second = handover.Predecessor.find(daemons.state)
+        assert second is not None
+        with pytest.raises(OccupiedError) as refused:
+            second.estates()
+        second.close()
+        assert str(refused.value) == (
+            f"process {first} takes over from process {daemons.process.pid} already, so this one "
+            "does not; leave it to that one, or start this one again to take over from it"
+        )
+        assert refused.value.exit_status == 1
+    assert node.endpoint() in ENDPOINTS
+    daemons.serve()
+    assert node.endpoint() in ENDPOINTS
+
+
+@contextmanager
+def hesitating(daemons: Daemons) -> Iterator[int]:
+    """A process that takes over and does not go on when it has got the sockets; its number."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            found = handover.Predecessor.find(daemons.state)
+            assert found is not None
+            found.estates()
+            os.write(write, b"x")
+            signal.pause()
+        finally:
+            os._exit(1)
+    try:
+        assert os.read(read, 1) == b"x"
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)
+
+
+def test_another_one_was_faster(node: Node, daemons: Daemons) -> None:
+    """One that reads its manifests for a while finds another daemon in the old one's place."""
+    assert daemons.process is not None
+    old = daemons.process.pid
+    place = Succession(daemons.state, "userspace")
+    assert place.predecessor == old
+    daemons.serve()
+    with pytest.raises(OccupiedError) as refused:
+        asyncio.run(place.begin([], lambda: None))
+    place.close()
+    faster = daemons.process.pid
+    assert str(refused.value).startswith(f"process {faster} takes over from process {old} already")
+    assert node.endpoint() in ENDPOINTS
+
+
+def test_the_old_one_ended_meanwhile(node: Node, daemons: Daemons) -> None:
+    """Whoever was about to take over moves in as after any other end."""
+    place = Succession(daemons.state, "userspace")
+    assert daemons.stop() == 0
+    with netns.entered(node.name):
+        asyncio.run(place.begin([], lambda: None))
+        found = occupant()
+    assert (place.predecessor, place.state is None) == (0, False)
+    assert found is not None
+    assert (found.pid, found.mode) == (os.getpid(), "userspace")
+    place.close()
+    daemons.serve()
+    assert node.endpoint() in ENDPOINTS
 
 
 def test_another_user_is_not_spoken_to(tmp_path: Path) -> None:

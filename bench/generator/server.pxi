@@ -23,6 +23,7 @@ cdef struct Peer:
     uint64_t wanted  # bytes of the request that have not come
     uint64_t answered  # bytes of the answer that have gone
     Header head
+    Http http
 
 cdef struct Slot:
     int64_t number  # which tenth of a second this is about
@@ -241,6 +242,8 @@ cdef bint server_take(
     """Bytes of requests. Whether more may be read now."""
     cdef Peer *peer = &it.peers[fd]
     cdef uint64_t part
+    if peer.http.speaks or (peer.head_taken == 0 and data[0] == HTTP_OPENS):
+        return server_take_http(it, fd, data, length)
     while length:
         if peer.head_taken < HEADER:
             part = min(length, <uint64_t>(HEADER - peer.head_taken))
@@ -282,6 +285,48 @@ cdef bint server_take(
     return True
 
 
+cdef bint server_take_http(
+    ServerState *it, int fd, const uint8_t *data, uint64_t length
+) noexcept nogil:
+    """The same of HTTP."""
+    cdef Peer *peer = &it.peers[fd]
+    cdef uint64_t at
+    cdef int ends
+    peer.http.speaks = True
+    for at in range(length):
+        ends = http_take(&peer.http, data[at])
+        if ends == 0:
+            continue
+        if ends < 0:
+            it.wrong += 1
+            server_end(it, fd, True)
+            return False
+        it.requests += 1
+        peer.head.response_bytes = max(<uint32_t>HTTP_HEAD, peer.http.asked)
+        peer.head.server_closes = peer.http.closes
+        peer.head.wanted = ANSWER
+        peer.answering = 1
+        peer.answered = 0
+        if not server_answer(it, fd):
+            if peer.kind == CLIENT and at + 1 < length:
+                # It asked for more before it took an answer that does not fit into its socket.
+                it.wrong += 1
+                server_end(it, fd, True)
+            return False
+    return True
+
+
+cdef inline uint64_t server_begins(ServerState *it, const Peer *peer) noexcept nogil:
+    """The beginning of an answer, made where it is sent from; how long it is."""
+    if peer.http.speaks:
+        http_head(
+            <char *>it.scratch, peer.head.response_bytes - HTTP_HEAD, peer.head.server_closes
+        )
+        return HTTP_HEAD
+    memcpy(it.scratch, &peer.head, HEADER)
+    return HEADER
+
+
 cdef inline bint server_understands(const Header *head) noexcept nogil:
     return head.magic == MAGIC and head.wanted <= DUPLEX and (
         head.wanted != ANSWER
@@ -301,17 +346,17 @@ cdef bint server_answer(ServerState *it, int fd) noexcept nogil:
     cdef Peer *peer = &it.peers[fd]
     cdef uint64_t left
     cdef ssize_t took
-    memcpy(it.scratch, &peer.head, HEADER)
+    cdef uint64_t begins = server_begins(it, peer)
     while peer.answered < peer.head.response_bytes:
         left = peer.head.response_bytes - peer.answered
-        if peer.answered < HEADER:
+        if peer.answered < begins:
             took = send(
                 fd, it.scratch + peer.answered,
                 min(left, <uint64_t>CHUNK - peer.answered), MSG_NOSIGNAL,
             )
         else:
             took = send(
-                fd, it.scratch + HEADER, min(left, <uint64_t>CHUNK - HEADER), MSG_NOSIGNAL
+                fd, it.scratch + begins, min(left, <uint64_t>CHUNK - begins), MSG_NOSIGNAL
             )
         if took < 0:
             if errno == EAGAIN:

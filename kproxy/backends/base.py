@@ -8,6 +8,7 @@ puts them together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from typing import Protocol, TypeVar, runtime_checkable
 
 from kproxy.core.objects import Family, PortName, Value
@@ -115,6 +116,34 @@ class Partial(Protocol):
 
     def left_out(self) -> Iterable[tuple[PortName, str]]:
         """After a sync: service ports of which something is not served, and why."""
+
+
+class Outcome(StrEnum):
+    """What a connection told about the endpoint that it was led to; OK is the first success after
+    anything else. RESET: before the endpoint had sent a byte."""
+
+    REFUSED = "refused"
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"
+    RESET = "reset"
+    OK = "ok"
+
+
+class Finding(Value, frozen=True):
+    """One of them; the address as canonical text."""
+
+    name: PortName
+    ip: str
+    port: int
+    outcome: Outcome
+
+
+@runtime_checkable
+class Witnessing(Protocol):
+    """A backend that carries connections itself, and sees which endpoints do not take them."""
+
+    def findings(self) -> list[Finding]:
+        """All since the last call, oldest first; how many are kept is bounded. For any thread."""
 
 
 class Scope(Value, frozen=True):

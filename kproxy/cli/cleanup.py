@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import click
 
+from kproxy import occupancy
 from kproxy.backends import registry
 from kproxy.core.objects import Family
-from kproxy.errors import KernelError, MachineError
+from kproxy.errors import KernelError, MachineError, OccupiedError
 from kproxy.kernel import capabilities, sysctl
 
 
 @click.command()
-def command() -> None:
+@click.option("--force", is_flag=True, help="Also beside a proxy that runs here.")
+def command(force: bool) -> None:
     """Remove every trace of kproxy from this network namespace.
 
     Every mode and variant, both families. Rules that other programs made stay, and so do chains
-    that they still use.
+    that they still use. Beside a kproxy that runs here nothing is done: it would write its rules
+    again.
     """
-    clean()
+    clean(force=force)
 
 
-def clean() -> None:
-    """Clean up and say what was removed. KernelError when something would not go."""
+def clean(*, force: bool = False) -> None:
+    """Clean up and say what was removed. KernelError when something would not go, OccupiedError
+    when a proxy runs here, unless ``force`` says that this is known."""
     capabilities.require("kproxy cleanup", "CAP_NET_ADMIN")
+    _look_who_is_here(force=force)
     failures = []
     restored: tuple[str, ...] = ()
     try:
@@ -51,6 +56,17 @@ def clean() -> None:
         raise KernelError("; ".join(failures), hint="try again")
     if not removed and not restored:
         click.echo("nothing of kproxy was here")
+
+
+def _look_who_is_here(*, force: bool) -> None:
+    here = occupancy.occupant()
+    if here is None:
+        return
+    what = f"{here} is the proxy of this network namespace, and writes its rules again"
+    if not force:
+        hint = f"stop it first ({here.to_stop}), or: kproxy cleanup --force"
+        raise OccupiedError(what, hint=hint)
+    click.echo(f"kproxy: warning: {what}", err=True)
 
 
 def _held(backend: registry.AnyBackend) -> object:

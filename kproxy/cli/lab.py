@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "delete": ("kproxy.cli.lab_delete", "Delete objects named by manifests, live."),
     "scale": ("kproxy.cli.lab_scale", "Change the number of a workload's pods, live."),
     "roll": ("kproxy.cli.lab_roll", "Replace a workload's pods one by one, live."),
+    "fault": ("kproxy.cli.lab_fault", "Let something go wrong with pods, and heal them."),
     "restart": ("kproxy.cli.lab_restart", "Start a new kproxy on nodes, live."),
     "tour": ("kproxy.cli.lab_tour", "Try every mode of this kernel with real traffic."),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -10,11 +11,12 @@ from kproxy.cli.common import emit, output_option, table
 from kproxy.cli.lab_options import complete_labs
 
 if TYPE_CHECKING:
-    from kproxy.lab.survey import Carried, CarriedTo, HostFacts, LabFacts
+    from kproxy.lab.survey import Ailing, Carried, CarriedTo, HostFacts, Judged, LabFacts
 
 _FIGURES = ("connections", "active", "retries", "failures", "in", "out")
 _ENDPOINT_FIGURES = ("connections", "active", "failures", "in", "out")
-_COLUMNS = ("lab", "name", "kind", "state", "mode", "age", "node", "addresses")
+_COLUMNS: tuple[str, ...] = ("lab", "name", "kind", "state", "mode", "age", "node", "addresses")
+_HEALTH = "health"
 
 
 @click.command()
@@ -30,9 +32,11 @@ _COLUMNS = ("lab", "name", "kind", "state", "mode", "age", "node", "addresses")
 def command(lab: str | None, output: str | None) -> None:
     """List labs: nodes with the state of their kproxy, clients and pods.
 
-    What the nodes carry themselves (userspace mode) is listed by service port, as far as there was
-    any. -o wide also shows interfaces, their MTU, and routes, as the kernel has them, and what was
-    carried to each endpoint. Labs that run on a kernel of their own are asked there.
+    Where services ask for checks, health tells how many of their endpoints a node finds up, and of
+    a pod which nodes do not. What the nodes carry themselves (userspace mode) is listed by service
+    port, as far as there was any. -o wide also shows interfaces, their MTU, and routes, as the
+    kernel has them, what was carried to each endpoint, and what is wrong with which. Labs that run
+    on a kernel of their own are asked there.
     """
     import msgspec
 
@@ -74,17 +78,53 @@ def _look(name: str, *, wide: bool) -> LabFacts:
 
 
 def _table(facts: list[LabFacts]) -> None:
-    """The column of kernels is there when there is something to tell."""
+    """The columns of kernels and of health are there when there is something to tell."""
+    columns, rows = _COLUMNS, [row for lab in facts for row in _rows(lab)]
+    health = [word for lab in facts for word in _health(lab)]
+    if any(health):
+        columns, rows = _with(columns, rows, "age", _HEALTH, [word or "-" for word in health])
     kernels = {lab.name: lab.kernel for lab in facts}
-    rows = [row for lab in facts for row in _rows(lab)]
-    if set(kernels.values()) == {"host"}:
-        table(_COLUMNS, rows)
-        return
-    place = _COLUMNS.index("age")
-    table(
-        (*_COLUMNS[:place], "kernel", *_COLUMNS[place:]),
-        [(*row[:place], kernels[row[0]], *row[place:]) for row in rows],
-    )
+    if set(kernels.values()) != {"host"}:
+        named = [kernels[row[0]] for row in rows]
+        columns, rows = _with(columns, rows, "age", "kernel", named)
+    table(columns, rows)
+
+
+_Row = tuple[str, ...]
+
+
+def _with(
+    columns: _Row, rows: list[_Row], before: str, name: str, words: list[str]
+) -> tuple[_Row, list[_Row]]:
+    """One more column, with a word for each row."""
+    place = columns.index(before)
+    wider = [(*row[:place], word, *row[place:]) for row, word in zip(rows, words, strict=True)]
+    return (*columns[:place], name, *columns[place:]), wider
+
+
+def _health(lab: LabFacts) -> list[str]:
+    """A word for each row: what a node thinks of endpoints, which nodes think ill of a pod."""
+    ailing: dict[str, dict[str, list[str]]] = {}
+    for host in lab.hosts:
+        for pod, state in sorted({(e.pod, e.state) for one in host.health for e in one.endpoints}):
+            ailing.setdefault(pod.rpartition("/")[2], {}).setdefault(state, []).append(host.name)
+    return [
+        "; ".join(
+            f"{state} on {', '.join(nodes)}" for state, nodes in ailing.get(host.name, {}).items()
+        )
+        if host.kind == "pod"
+        else _sum(host.health)
+        for host in lab.hosts
+    ] or [""]
+
+
+def _sum(ports: tuple[Judged, ...]) -> str:
+    """``3/4 up``, over all service ports; of those in panic, how many."""
+    if not ports:
+        return ""
+    text = f"{sum(one.up for one in ports)}/{sum(one.of for one in ports)} up"
+    panicking = sum(one.panic for one in ports)
+    return f"{text}, {panicking} in panic" if panicking else text
 
 
 def _carried(facts: list[LabFacts]) -> None:
@@ -148,7 +188,7 @@ def _wide(lab: LabFacts) -> None:
         click.echo(f"\n  {host.name}: {', '.join(word for word in words if word)}")
         if host.detail:
             click.echo(f"    {host.detail}")
-        for line in (*_links(host), *_carried_lines(host)):
+        for line in (*_links(host), *_carried_lines(host), *_health_lines(host)):
             click.echo(f"    {line}")
 
 
@@ -168,6 +208,23 @@ def _carried_lines(host: HostFacts) -> list[str]:
         lines.append(f"carried  {one.name} {one.protocol}: {_told(_FIGURES, _figures(one))}")
         lines += [f"  to  {_endpoint(each)}" for each in one.endpoints]
     return lines
+
+
+def _health_lines(host: HostFacts) -> list[str]:
+    lines = []
+    for one in host.health:
+        panic = "; too few, all are used" if one.panic else ""
+        what = f"{one.name} {one.protocol} IPv{one.family}"
+        lines.append(f"health   {what}: {one.up} of {one.of} endpoints up{panic}")
+        lines += [f"  {_ailing(each)}" for each in one.endpoints]
+    return lines
+
+
+def _ailing(one: Ailing) -> str:
+    pod = f" ({one.pod})" if one.pod else ""
+    since = f", {age(max(0.0, time.time() - one.since))} ago" if one.since else ""
+    how = f"weight {one.weight}" if one.state == "starting" else one.reason
+    return f"{one.state}  {one.address}{pod}: {how}{since}"
 
 
 def _endpoint(one: CarriedTo) -> str:

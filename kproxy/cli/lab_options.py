@@ -80,6 +80,19 @@ def complete_hosts(
     return _matching((host.name for host in found.network.hosts), incomplete) if found else []
 
 
+def complete_pods(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Pods of the lab that the command line so far names."""
+    from kproxy.lab.uml import facts
+
+    found, machine = _current(ctx)
+    if machine:
+        hosts = facts.survey(machine).hosts
+        return _matching((host.name for host in hosts if host.kind == "pod"), incomplete)
+    return _matching((pod.name for pod in found.pods), incomplete) if found else []
+
+
 def complete_workloads(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scenario": ("kproxy.cli.scenario", "Run real packets against expectations."),
     "render": ("kproxy.cli.render", "Print the rules of a mode as text; needs no root."),
     "run": ("kproxy.cli.run", "Be a node's service proxy."),
+    "events": ("kproxy.cli.events", "Print what became of endpoints, and why."),
     "doctor": ("kproxy.cli.doctor", "Tell what this kernel and machine can run."),
     "cleanup": ("kproxy.cli.cleanup", "Remove every trace of kproxy from this network namespace."),
     "fastpath": ("kproxy.cli.fastpath", "Run a capture through the packet engine."),

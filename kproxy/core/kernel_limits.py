@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kproxy.config import Config, Conntrack
+from kproxy.config import Config
+from kproxy.config_sections import Conntrack
 
 _NETFILTER = "net/netfilter/nf_conntrack"
 

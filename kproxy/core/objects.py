@@ -7,30 +7,29 @@ proxy ignores is gone; :mod:`kproxy.core.decode` sees to that.
 
 from __future__ import annotations
 
-from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from enum import StrEnum
 
-import msgspec
+from kproxy.core.basics import Family, ObjectKey, PortName, Protocol, Value, family_of
+from kproxy.core.health.values import Policy
 
-
-class Family(IntEnum):
-    """IP family; the value is the IP version number."""
-
-    IPV4 = 4
-    IPV6 = 6
-
-
-def family_of(address: str) -> Family:
-    """Family of a canonical address or CIDR: only IPv6 text has a colon."""
-    return Family.IPV6 if ":" in address else Family.IPV4
-
-
-class Protocol(StrEnum):
-    """Transport protocols of a Service port, spelled as the API spells them."""
-
-    TCP = "TCP"
-    UDP = "UDP"
-    SCTP = "SCTP"
+__all__ = [
+    "ClusterObject",
+    "EndpointSlice",
+    "Family",
+    "Node",
+    "ObjectKey",
+    "PortName",
+    "Protocol",
+    "Refusal",
+    "Service",
+    "ServicePort",
+    "ServiceType",
+    "SliceEndpoint",
+    "SlicePort",
+    "TrafficPolicy",
+    "Value",
+    "family_of",
+]
 
 
 class ServiceType(StrEnum):
@@ -45,38 +44,6 @@ class TrafficPolicy(StrEnum):
 
     CLUSTER = "Cluster"
     LOCAL = "Local"
-
-
-class ObjectKey(NamedTuple):
-    """Namespace and name; namespace is "" for cluster-scoped objects (Node)."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}" if self.namespace else self.name
-
-
-class PortName(NamedTuple):
-    """The identity of one service port: what kube-proxy calls ServicePortName."""
-
-    namespace: str
-    name: str
-    port: str
-    protocol: Protocol
-
-    @property
-    def service(self) -> ObjectKey:
-        return ObjectKey(self.namespace, self.name)
-
-    def __str__(self) -> str:
-        """``ns/name:port``, or ``ns/name`` when the port has no name: hashed into chain names."""
-        text = f"{self.namespace}/{self.name}"
-        return f"{text}:{self.port}" if self.port else text
-
-
-class Value(msgspec.Struct, frozen=True):
-    """Base of all frozen values of the core: compared by content, hashable, never edited."""
 
 
 class ServicePort(Value, frozen=True):
@@ -97,6 +64,7 @@ class Service(Value, frozen=True):
     ``source_ranges_set`` is true when the object restricts sources at all: all of its ranges may be
     of the other family, or broken; ``source_ranges_broken`` is true when some range was refused.
     ``affinity_seconds`` is None without ClientIP affinity.
+    ``health`` is what annotation ``kproxy/health-check`` asks for, None without it.
     ``created`` is creationTimestamp in seconds since the epoch (0.0 when absent); ``ignored`` says
     why this proxy must not serve the object (headless, ExternalName, another proxy's label), "" if
     it must.
@@ -120,6 +88,7 @@ class Service(Value, frozen=True):
     ignored: str = ""
     annotations: tuple[tuple[str, str], ...] = ()
     source_ranges_broken: bool = False
+    health: Policy | None = None
 
     @property
     def key(self) -> ObjectKey:

@@ -6,6 +6,7 @@ which addresses it may keep, :mod:`kproxy.core.planner` makes port plans of the 
 
 from __future__ import annotations
 
+from kproxy.core.health.values import Policy
 from kproxy.core.objects import (
     Family,
     ObjectKey,
@@ -64,6 +65,7 @@ class Offer(Value, frozen=True, gc=False):
     external_policy: TrafficPolicy = TrafficPolicy.CLUSTER
     health_check_node_port: int = 0
     annotations: tuple[tuple[str, str], ...] = ()
+    health: Policy | None = None
 
 
 def offer_of(service: Service | None, family: Family) -> Offer | None:
@@ -92,6 +94,7 @@ def offer_of(service: Service | None, family: Family) -> Offer | None:
         annotations=tuple(
             pair for pair in service.annotations if pair[0].startswith(ANNOTATION_PREFIX)
         ),
+        health=service.health,
     )
 
 

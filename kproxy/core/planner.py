@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kproxy.core.conflicts import Claim, ClaimIndex, Kind, claims_of
+from kproxy.core.health.book import Book
+from kproxy.core.health.clerk import Clerk
 from kproxy.core.objects import Family, ObjectKey, PortName, Protocol, ServicePort
 from kproxy.core.offers import Offer, offer_of
 from kproxy.core.slices import join
 from kproxy.core.snapshot import NodeSettings, PortPlan, Snapshot
-from kproxy.core.topology import categorize, spare
+from kproxy.core.topology import categorize, local_ready, spare
 from kproxy.core.tracker import Changes, Tracker
 
 
@@ -26,17 +28,25 @@ class Planner:
         self._last: Snapshot | None = None
         self._claims = ClaimIndex()
         self._names: dict[ObjectKey, tuple[PortName, ...]] = {}
+        self._clerk = Clerk(family)
 
     def plan(
-        self, tracker: Tracker, settings: NodeSettings, changes: Changes | None = None
+        self,
+        tracker: Tracker,
+        settings: NodeSettings,
+        changes: Changes | None = None,
+        book: Book | None = None,
     ) -> Snapshot:
         """The Snapshot for the tracker's present state.
 
         Everything is planned the first time, without ``changes`` and when ``settings`` differ;
         such a Snapshot has no ``base``. Otherwise only what ``changes`` touches is planned, and
-        the last Snapshot itself comes back when nothing differs in this family.
+        the last Snapshot itself comes back when nothing differs in this family. ``book`` has what
+        is known of health, always the same one; services whose health changed are ``changes`` too.
+        Without it only the API decides.
         """
         last = self._last
+        self._clerk.open(settings.health, book)
         if last is None or changes is None or settings != last.settings:
             self._last = self._plan_all(tracker, settings)
         else:
@@ -59,6 +69,7 @@ class Planner:
             for name, plan in plans.items():
                 before = old.get(name)
                 ports[name] = before if before is not None and before == plan else plan
+        health, forbidden = self._clerk.close(everything=True)
         return Snapshot(
             family=self.family,
             settings=settings,
@@ -67,7 +78,8 @@ class Planner:
             changed=frozenset(ports),
             removed=frozenset(old.keys() - ports.keys()),
             endpoint_count=sum(len(plan.endpoints.all) for plan in ports.values()),
-            conflicts=self._claims.refusals,
+            conflicts=self._claims.refusals + forbidden,
+            health=health,
         )
 
     def _plan_changed(self, tracker: Tracker, last: Snapshot, changes: Changes) -> Snapshot:
@@ -89,9 +101,11 @@ class Planner:
                     ports[name] = plan
                     changed.add(name)
                     count += len(plan.endpoints.all)
+            self._clerk.planned(key, self._names.get(key, ()))
             self._remember(key, tuple(plans))
-        conflicts = self._claims.refusals
-        if ports is None and conflicts == last.conflicts:
+        health, forbidden = self._clerk.close(everything=False)
+        conflicts = self._claims.refusals + forbidden
+        if ports is None and conflicts == last.conflicts and health is last.health:
             return last
         return Snapshot(
             family=self.family,
@@ -103,6 +117,7 @@ class Planner:
             removed=frozenset(removed),
             endpoint_count=count,
             conflicts=conflicts,
+            health=health,
         )
 
     def _dispute(self, tracker: Tracker, services: Iterable[ObjectKey]) -> set[ObjectKey]:
@@ -132,6 +147,7 @@ class Planner:
             if name in plans or not kept.any:
                 continue
             endpoints = join(slices, self.family, port.name, port.protocol, settings.name)
+            endpoints = self._clerk.pass_through(name, offer.health, endpoints)
             sets = categorize(
                 endpoints,
                 internal=offer.internal_policy,
@@ -156,6 +172,7 @@ class Planner:
                 internal_policy=offer.internal_policy,
                 external_policy=offer.external_policy,
                 health_check_node_port=kept.health_check_node_port,
+                local_ready=local_ready(endpoints) if kept.health_check_node_port else (),
                 annotations=offer.annotations,
             )
         return plans

@@ -9,6 +9,8 @@ import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 
 from kproxy.config import Config, port_range
+from kproxy.core.decode.policy import read_policy
+from kproxy.core.health.values import HealthSettings
 from kproxy.core.objects import Family, Node, family_of
 from kproxy.core.snapshot import (
     FastpathSettings,
@@ -55,6 +57,7 @@ def node_settings(
         local_addresses=local_addresses(config, family, addresses, host_addresses),
         ipvs=ipvs_settings(config, family),
         userspace=userspace_settings(config, family),
+        health=health_settings(config),
     )
 
 
@@ -112,6 +115,13 @@ def userspace_settings(config: Config, family: Family) -> UserspaceSettings:
         udp_idle_seconds=float(config.udp_idle_timeout),
         drain_seconds=float(section.drain_timeout),
     )
+
+
+def health_settings(config: Config) -> HealthSettings:
+    """What the operator says of endpoints' health. The configuration has been checked."""
+    section = config.health
+    default = read_policy(section.default)[0] if section.default is not None else None
+    return HealthSettings(default, section.allow_exec)
 
 
 def fastpath_settings(config: Config) -> FastpathSettings:

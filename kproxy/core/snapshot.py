@@ -7,8 +7,10 @@ all modes agree. :mod:`kproxy.core.planner` makes Snapshots.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
 
+from kproxy.core.health.values import FULL_WEIGHT, HealthSettings, Policy, Target, target_of
 from kproxy.core.objects import Family, PortName, Protocol, Refusal, TrafficPolicy, Value
 
 # gc=False below: these trees of values cannot hold cycles, and a plan has tens of thousands of
@@ -16,7 +18,9 @@ from kproxy.core.objects import Family, PortName, Protocol, Refusal, TrafficPoli
 
 
 class Endpoint(Value, frozen=True, gc=False):
-    """One place to which connections may be sent. ``local``: on this node."""
+    """One place to which connections may be sent. ``local``: on this node. ``weight`` (1 to 100):
+    its share of new connections beside the others of its set; all have 100 but during slow start.
+    """
 
     ip: str
     port: int
@@ -27,6 +31,7 @@ class Endpoint(Value, frozen=True, gc=False):
     node: str = ""
     zone_hints: tuple[str, ...] = ()
     node_hints: tuple[str, ...] = ()
+    weight: int = FULL_WEIGHT
 
     def __str__(self) -> str:
         """``ip:port``, IPv6 in brackets: the form that kube-proxy hashes into chain names."""
@@ -59,6 +64,8 @@ class PortPlan(Value, frozen=True, gc=False):
     the ranges of this family; ``restricted`` is true when load-balancer addresses may be reached
     from them only (from nowhere, when there are none); both are empty without such addresses. An
     address stands in one of the three address fields only, whatever the Service says.
+    ``local_ready`` are what ``health_check_node_port`` tells of, () without it: the addresses of
+    this node's ready endpoints, sorted.
     ``affinity_seconds`` None means no affinity. ``annotations`` are the service's ``kproxy/`` ones.
     """
 
@@ -75,6 +82,7 @@ class PortPlan(Value, frozen=True, gc=False):
     internal_policy: TrafficPolicy = TrafficPolicy.CLUSTER
     external_policy: TrafficPolicy = TrafficPolicy.CLUSTER
     health_check_node_port: int = 0
+    local_ready: tuple[str, ...] = ()
     annotations: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -85,6 +93,50 @@ class PortPlan(Value, frozen=True, gc=False):
     def external(self) -> bool:
         """True when it can be reached other than by its cluster IP."""
         return bool(self.node_port or self.external_ips or self.load_balancer_ips)
+
+
+class Cause(StrEnum):
+    """Who decided."""
+
+    ASSUMED = "assumed"  # not checked yet: as the policy says
+    CHECK = "check"
+    PASSIVE = "passive"
+    NONE = ""  # up, and nobody had anything against it
+
+
+class Judged(Value, frozen=True, gc=False):
+    """An endpoint as the API tells of it, and what is thought of it.
+
+    ``reason`` and ``at`` (seconds since the epoch, 0.0 unknown) are of the opinion that decided.
+    ``weight`` is below 100 while it starts slowly.
+    """
+
+    endpoint: Endpoint
+    up: bool
+    cause: Cause = Cause.NONE
+    reason: str = ""
+    at: float = 0.0
+    weight: int = FULL_WEIGHT
+
+
+class PortHealth(Value, frozen=True, gc=False):
+    """The verdict on one service port.
+
+    ``policy`` is what of the service's holds for this port. ``judged`` are the endpoints that the
+    API lets serve (ready, or draining), in the order of the plan. ``panic``: too few are up, all
+    are used.
+    """
+
+    policy: Policy
+    judged: tuple[Judged, ...]
+    panic: bool = False
+
+    def targets(self) -> Iterator[Target]:
+        """What to check for it; may repeat a target."""
+        check = self.policy.check
+        if check is not None:
+            for each in self.judged:
+                yield target_of(check, each.endpoint.ip, each.endpoint.port)
 
 
 class LocalDetector(Value, frozen=True):
@@ -177,7 +229,7 @@ class NodeSettings(Value, frozen=True):
     ``local_addresses`` are all of this namespace but loopback's and link-local ones, for modes
     that have to name them one by one; in userspace mode those of ``addresses`` that are of this
     namespace; () in the others. ``ipvs`` and ``userspace`` matter in the
-    mode of that name only.
+    mode of that name only. ``health`` is for services that say nothing of it themselves.
     """
 
     name: str
@@ -191,6 +243,7 @@ class NodeSettings(Value, frozen=True):
     local_addresses: tuple[str, ...] = ()
     ipvs: IpvsSettings = IpvsSettings()
     userspace: UserspaceSettings = UserspaceSettings()
+    health: HealthSettings = HealthSettings()
 
     @property
     def masquerade_mark(self) -> int:
@@ -205,7 +258,12 @@ class Snapshot(Value, frozen=True, eq=False):
     ``changed`` names ports that are new or differ (all of them when ``base`` is None), ``removed``
     ports of the predecessor that are gone. ``endpoint_count`` is the sum of
     ``len(endpoints.all)``. ``conflicts`` are the addresses and ports that services lost to others,
-    sorted. Treat ``ports`` as read-only; its order means nothing.
+    sorted, and the checks that are not allowed here. Treat ``ports`` as read-only; its order means
+    nothing.
+
+    ``health`` has the verdicts on ports whose endpoints are judged by more than the API; they are
+    shared with the predecessor likewise, and all of it is when none differs. A Snapshot may differ
+    from its predecessor in ``health`` alone.
     """
 
     family: Family
@@ -217,3 +275,4 @@ class Snapshot(Value, frozen=True, eq=False):
     removed: frozenset[PortName] = frozenset()
     endpoint_count: int = 0
     conflicts: tuple[Refusal, ...] = ()
+    health: Mapping[PortName, PortHealth] = {}

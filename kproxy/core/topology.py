@@ -119,6 +119,12 @@ def spare(sets: EndpointSets, endpoints: tuple[Endpoint, ...]) -> EndpointSets:
     return msgspec.structs.replace(sets, spared=spared) if spared else sets
 
 
+def local_ready(endpoints: tuple[Endpoint, ...]) -> tuple[str, ...]:
+    """The addresses of the ready ones on this node, each once and sorted: a balancer is to send
+    nobody to a node whose endpoints are about to go, even while they serve."""
+    return tuple(sorted({each.ip for each in endpoints if each.local and each.ready}))
+
+
 def _split(endpoints: tuple[Endpoint, ...]) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
     """The ready and the draining ones. The very tuple that came in when all of them are ready."""
     ready = tuple([endpoint for endpoint in endpoints if endpoint.ready])

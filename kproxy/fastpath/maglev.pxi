@@ -1,12 +1,11 @@
-# Maglev's tables: what kproxy.core.hashing says, filled fast.
+# Maglev's tables: what kproxy.core.hashing says, filled fast. Here the permutations, and the tables
+# of many endpoints, in turns; those of few ones are in maglev_few.pxi.
 
 cdef uint32_t[5] MAGLEV_SIZES = [251, 1021, 4093, 16381, 65537]
 cdef uint32_t *SHUFFLES[5]
 cdef uint32_t *PLACES[5]            # the other way: where in the shuffle a number is
 cdef uint32_t[87287] SHUFFLE_SPACE  # all five sizes together, and what is looked at in vain
 cdef uint32_t[87283] PLACE_SPACE
-
-
 cdef void fill_shuffles() noexcept nogil:
     cdef uint32_t *order = SHUFFLE_SPACE
     cdef uint32_t *places = PLACE_SPACE
@@ -46,7 +45,8 @@ cdef inline int maglev_which(uint64_t endpoints) noexcept nogil:
     return which
 
 
-# One endpoint's place in its permutation.
+# One endpoint's place in its permutation. What fills a table is given its hashes in offset and
+# skip, its weight and its entry.
 cdef struct Turn:
     uint32_t offset
     uint32_t skip
@@ -54,6 +54,8 @@ cdef struct Turn:
     uint64_t credit
     uint64_t weight
     uint32_t entry         # what is written into the table
+    uint32_t quota         # slots that it may still get
+    uint32_t asked         # slots that it has asked for
 
 
 cdef extern from *:
@@ -66,6 +68,23 @@ cdef extern from *:
     """
     uint32_t kp_mod(uint64_t ratio, uint64_t value, uint32_t size) noexcept nogil
     int kp_lowest "__builtin_ctz"(uint32_t bits) noexcept nogil
+
+
+cdef inline uint32_t walk_slot(
+    const Turn *turn, uint32_t place, uint64_t ratio, uint32_t size
+) noexcept nogil:
+    """Where ``place`` of the shuffle lies in its permutation."""
+    cdef uint32_t slot = kp_mod(ratio, <uint64_t>turn.skip * place, size) + turn.offset
+    return slot - size if slot >= size else slot
+
+
+cdef inline void put_slot(
+    uint32_t slot, const Turn *turn, uint8_t *narrow, uint16_t *wide
+) noexcept nogil:
+    if narrow != NULL:
+        narrow[slot] = <uint8_t>turn.entry
+    else:
+        wide[slot] = <uint16_t>turn.entry
 
 
 # Half of all tries would go into the last 1 % of the slots, which hardly any try hits. For these it
@@ -122,10 +141,7 @@ cdef void maglev_last(
                 if mine[each] < mine[best]:
                     best = each
             slot = slots[best]
-            if narrow != NULL:
-                narrow[slot] = <uint8_t>turn.entry
-            else:
-                wide[slot] = <uint16_t>turn.entry
+            put_slot(slot, turn, narrow, wide)
             left -= 1
             slots[best] = slots[left]
             for each in range(count):
@@ -133,12 +149,11 @@ cdef void maglev_last(
         one = one + 1 if one + 1 < count else 0
 
 
-cdef void maglev_fill(
+cdef void maglev_turns(
     int which, Turn *turns, uint32_t count, uint8_t *narrow, uint16_t *wide
 ) noexcept nogil:
-    """``turns`` hold hashes in offset and skip, weights and entries; all of it is used up. Entries
-    below 256 go into ``narrow``, else (NULL) all into ``wide``."""
-    cdef uint32_t last = 128 if which < 4 else LAST_SLOTS
+    """Of any size: see :c:func:`maglev_fill`."""
+    cdef uint32_t last = LAST_SLOTS
     cdef uint32_t *when = NULL
     cdef uint32_t size = MAGLEV_SIZES[which]
     cdef uint64_t ratio = UINT64_MAX // size + 1
@@ -151,8 +166,6 @@ cdef void maglev_fill(
     memset(taken, 0, sizeof(taken))
     for one in range(count):
         turn = &turns[one]
-        turn.offset %= size
-        turn.skip = turn.skip % (size - 1) + 1
         turn.next = SHUFFLES[which]
         turn.credit = 0
         if turn.weight > heaviest:
@@ -174,9 +187,7 @@ cdef void maglev_fill(
             while True:
                 free_ = 0
                 for each in range(4):
-                    slot = kp_mod(ratio, <uint64_t>turn.skip * turn.next[each], size)
-                    slot += turn.offset
-                    slot -= size if slot >= size else 0
+                    slot = walk_slot(turn, turn.next[each], ratio, size)
                     tries[each] = slot
                     free_ |= <uint32_t>(~taken[slot >> 6] >> (slot & 63) & 1) << each
                 if free_:
@@ -186,10 +197,7 @@ cdef void maglev_fill(
             slot = tries[each]
             turn.next += each + 1
             taken[slot >> 6] |= <uint64_t>1 << (slot & 63)
-            if narrow != NULL:
-                narrow[slot] = <uint8_t>turn.entry
-            else:
-                wide[slot] = <uint16_t>turn.entry
+            put_slot(slot, turn, narrow, wide)
             left -= 1
             if left == last:
                 if last:

@@ -1,4 +1,4 @@
-"""Bodies of the health server's answers. Pure."""
+"""Answers of the health server and of health check node ports. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 from datetime import UTC, datetime
 
 from kproxy.core.health_state import Verdict
+from kproxy.core.objects import ObjectKey
 
-#: On every answer of the health server.
+#: On every answer.
 HEADERS = {"Content-Type": "application/json", "X-Content-Type-Options": "nosniff"}
 
 #: What Go prints for a time that never was.
@@ -22,6 +23,25 @@ def healthz(verdict: Verdict, now: float) -> tuple[int, str]:
 def livez(verdict: Verdict, now: float) -> tuple[int, str]:
     """Status and body of /livez: the proxy is healthy, whatever becomes of the node."""
     return _answer(verdict, verdict.healthy, now, with_node=False)
+
+
+def node_port(service: ObjectKey, endpoints: int, *, healthy: bool) -> tuple[int, str]:
+    """Status and body for a balancer that asks whether to send a Service's clients here.
+
+    ``endpoints`` are the ready ones of this node, by address; ``healthy``: the proxy, as in
+    :func:`livez`, for a node that takes no new clients still serves those that it has.
+    """
+    body = {
+        "service": {"namespace": service.namespace, "name": service.name},
+        "localEndpoints": endpoints,
+        "serviceProxyHealthy": healthy,
+    }
+    return 200 if healthy and endpoints else 503, json.dumps(body)
+
+
+def weighted(endpoints: int) -> dict[str, str]:
+    """The headers of such an answer: balancers may give a node as much as it has endpoints."""
+    return {**HEADERS, "X-Load-Balancing-Endpoint-Weight": str(endpoints)}
 
 
 def _answer(verdict: Verdict, healthy: bool, now: float, *, with_node: bool) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""How many connections a server holds, and for how long: silence must not use up descriptors.
+"""How many connections a site holds, and for how long: silence must not use up descriptors.
 
 The ports are reached from the network, and a daemon that has no descriptor left can start no tool
 and sync no more. A connection has some seconds to send its first request, and more for the next
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-#: Connections that a server holds at most.
+#: Connections that a site holds at most.
 MOST = 128
 #: Seconds for the first request.
 FIRST = 10.0
@@ -20,7 +20,7 @@ NEXT = 90.0
 
 
 class Guests:
-    """The connections of one server, by how long they have been quiet. Of one event loop."""
+    """The connections of one site, by how long they have been quiet. Of one event loop."""
 
     def __init__(self, *, most: int = MOST, first: float = FIRST, following: float = NEXT) -> None:
         self._most = most
@@ -47,6 +47,11 @@ class Guests:
         if transport in self._timers:
             self._timers.pop(transport).cancel()
             self._wait(transport, self._following)
+
+    def dismiss(self, chosen: Callable[[asyncio.BaseTransport], bool]) -> None:
+        """End connections at once, answered or not."""
+        for transport in [each for each in self._timers if chosen(each)]:
+            self._turn_out(transport)
 
     def left(self, transport: asyncio.BaseTransport) -> None:
         """A connection has ended."""

@@ -20,6 +20,8 @@ from kproxy.family import SyncRecord
 if TYPE_CHECKING:
     from kproxy.backends.fastpath.figures import EngineFigures
     from kproxy.backends.userspace.estate import Figures
+    from kproxy.health.checks.rounds import Figures as CheckFigures
+    from kproxy.health.journal import Event
     from kproxy.metrics import Metrics
 
 
@@ -53,6 +55,10 @@ class Watched(Protocol):
     @property
     def engines(self) -> Iterable[EngineFigures]:
         """The same of packet engines."""
+
+    @property
+    def checks(self) -> CheckFigures | None:
+        """What active checks of endpoints have done; None: there was none."""
 
 
 class Monitor:
@@ -103,6 +109,10 @@ class Monitor:
     def reconciled(self, family: Family, seconds: float, deleted: int) -> None:
         """Stale flows of a family were looked for, and ``deleted`` of them removed."""
         self._count("reconciled", family, seconds, deleted)
+
+    def turned(self, event: Event) -> None:
+        """The verdict on an endpoint, or on all of a service port, has changed."""
+        self._count("turned", event)
 
     def answered(self, path: str, status: int) -> None:
         """The health server answered."""

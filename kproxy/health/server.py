@@ -1,8 +1,7 @@
 """The health server and the metrics server of a daemon, in its event loop.
 
-The ports are taken when the daemon starts, which costs nothing, and requests wait in the kernel
-until the web library has been loaded, which costs a fifth of a second: that is left for after the
-first sync.
+The ports are taken when the daemon starts; loading the web library is left for after the first
+sync.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import importlib
 import json
 import socket
 import time
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from kproxy import config, logs
@@ -20,27 +18,20 @@ from kproxy.config import Config
 from kproxy.core.objects import Value
 from kproxy.errors import KernelError
 from kproxy.health import answers
-from kproxy.health.guests import Guests
 from kproxy.health.monitor import Monitor, Watched
+from kproxy.health.sites import RETRY, Site, until_had
 from kproxy.health.sockets import listen
 
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from kproxy.health.sites import Handler
     from kproxy.metrics import Metrics
-
-    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = logs.get("servers")
 
-#: Seconds between two tries to take a port: kube-proxy's.
-RETRY = 5.0
-
 #: Seconds that the first sync has before the servers are there in any case.
 _HEAD_START = 5.0
-
-#: Seconds for open requests to end when the daemon does.
-_SHUTDOWN = 0.2
 
 _PLAIN = {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
 
@@ -119,45 +110,22 @@ class Servers:
             self.close()
 
     async def _serve(self, port: _Port) -> None:
-        from aiohttp import web
-
-        guests = Guests()
-
-        @web.middleware
-        async def noted(request: web.Request, handler: Handler) -> web.StreamResponse:
-            guests.asked(request.transport)
-            return await handler(request)
-
-        application = web.Application(middlewares=[noted])
-        for path, handler in port.routes.items():
-            application.router.add_route("*", path, handler)
-        application.on_response_prepare.append(_be_discreet)
-        runner = web.AppRunner(
-            application, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN
-        )
-        await runner.setup()
+        site = Site(port.routes)
+        await site.open()
         try:
             held = self._sockets.pop(port.name, None) or await self._bound(port)
-            loop = asyncio.get_running_loop()
-            assert runner.server is not None
-            listening = await loop.create_server(guests.factory(runner.server), sock=held)
-            _log.detail("serving", what=port.name, address=port.address)
-            async with listening:
+            async with await site.listen(held) as listening:
+                await listening.start_serving()
+                _log.detail("serving", what=port.name, address=port.address)
                 await asyncio.Event().wait()
         finally:
-            await runner.cleanup()
+            await site.close()
 
     async def _bound(self, port: _Port) -> socket.socket:
         """The port, as soon as it can be had."""
-        while True:
-            await asyncio.sleep(self._retry)
-            try:
-                held = listen(port.address)
-            except KernelError as refused:
-                _log.detail(f"still no {port.name} server", why=refused)
-            else:
-                _log.info(f"{port.name} server is there now", address=port.address)
-                return held
+        return await until_had(
+            port.name, lambda: listen(port.address), self._retry, address=port.address
+        )
 
     # --- answers -----------------------------------------------------------------------------
 
@@ -218,8 +186,3 @@ def _plain(text: str) -> web.Response:
     from aiohttp import web
 
     return web.Response(text=text, headers=_PLAIN)
-
-
-async def _be_discreet(request: web.Request, response: web.StreamResponse) -> None:
-    """Versions of libraries are nobody's business on a port that the network reaches."""
-    response.headers["Server"] = "kproxy"

@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import singledispatchmethod
-from typing import Any, Self
+from typing import Self
 
-from kproxy.errors import MachineError, NetlinkError
+from kproxy.errors import NetlinkError
 from kproxy.kernel import netns, rtnetlink, sysctl, wiring
 from kproxy.kernel.channel import Channel
-from kproxy.kernel.netlink import explained, open_route
 from kproxy.kernel.wiring import Order
-from kproxy.lab.network import End, Host, RouteKind, Shape, namespace_name
+from kproxy.lab import shaping
+from kproxy.lab.network import End, Host, RouteKind, namespace_name
 from kproxy.lab.plan import (
     AddAddress,
     AddRoute,
@@ -46,9 +46,6 @@ _CARRIER, _LOOK = 2.0, 0.001
 
 #: Far above the numbers that the kernel hands out, far below 2^31.
 _FIRST_INDEX = 1 << 28
-
-#: Bytes that tbf may send at once: a GSO packet of 64 KiB must fit or it is dropped.
-_BURST = 128 * 1024
 
 #: The kernel says "gone already" in these words when a namespace took the object with it.
 _GONE = (errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL)
@@ -231,41 +228,10 @@ class Builder:
         if step.link.shape:
             self._order_waiting()
             for end, index in ((a, near), (b, far)):
-                self._shape(end, index, step.link.shape)
+                shaping.put(self.fd(end.host), "add", end, index, step.link.shape)
 
     def _bridge_of(self, end: End) -> int:
         return self._index(end.host, end.bridge) if end.bridge else 0
-
-    def _shape(self, end: End, index: int, shape: Shape) -> None:
-        """Rate alone by tbf, which every kernel has; delay and loss need netem."""
-        with open_route(self.fd(end.host)) as route:
-            self._add_shape(route, end, index, shape)
-
-    def _add_shape(self, route: Any, end: End, index: int, shape: Shape) -> None:
-        try:
-            if shape.delay or shape.loss:
-                options: dict[str, Any] = {
-                    "delay": round(shape.delay * 1e6),
-                    "loss": shape.loss * 100,
-                }
-                if shape.rate:
-                    options["rate"] = f"{shape.rate}bit"
-                with explained("add netem"):
-                    route.tc("add", "netem", index, **options)
-            else:
-                with explained("add tbf"):
-                    route.tc(
-                        "add", "tbf", index, rate=f"{shape.rate}bit", burst=_BURST, latency="50ms"
-                    )
-        except NetlinkError as refused:
-            if refused.errno != errno.ENOENT:
-                raise
-            need = "netem (delay, loss)" if shape.delay or shape.loss else "tbf (rate)"
-            raise MachineError(
-                f"this kernel has no packet scheduler {need}",
-                where=f"link {end.host}:{end.interface}",
-                hint="leave the key out, or use a kernel that has it (modprobe sch_netem)",
-            ) from refused
 
     @_do.register
     def _remove_link(self, step: RemoveLink) -> None:

@@ -2,7 +2,7 @@
 
 One order for all of them, so that no connection is sent to a pod that does not answer:
 
-1. new pods are built and answer;
+1. new pods are built and answer, and are ready as far as they have a readinessProbe;
 2. the new objects are in force on every node: new pods are in, leaving ones out;
 3. a moment of grace, for packets that were on their way when the rules changed;
 4. leaving pods go, and with them their endpoints.
@@ -144,6 +144,11 @@ def _move(old: LabState, final: LabState, grace: float) -> LabState:
     staying = {pod.name for pod in final.pods}
     leaving = tuple(pod for pod in old.pods if pod.name not in staying)
     both = lifecycle.change(old, msgspec.structs.replace(final, pods=(*final.pods, *leaving)))
+    new = staying - {pod.name for pod in old.pods}
+    if any(pod.name in new and pod.probes.readiness is not None for pod in both.pods):
+        # All else is in force meanwhile, and stays so if they do not get ready.
+        lifecycle.publish(both)
+        lifecycle.await_ready(both, new)
     if not leaving:
         lifecycle.publish(both)
         return both
@@ -165,6 +170,7 @@ def _replace(old: LabState, name: str, grace: float) -> tuple[LabState, str]:
     grown = wiring.add_pod(old, load, node)
     successor = grown.pods[-1]
     both = lifecycle.change(old, grown)
+    lifecycle.await_ready(both, [successor.name])
     lifecycle.publish(_marked(both, {name}))
     time.sleep(grace)
     pods = tuple(pod for pod in both.pods if pod.name != name)

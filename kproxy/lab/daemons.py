@@ -1,4 +1,5 @@
-"""Processes of a lab: one kproxy in every node's namespace, one responder for all pods.
+"""Processes of a lab: one kproxy in every node's namespace, one responder for all pods, and where
+pods have probes one kubelet for all nodes.
 
 A process is started in three steps, so that none is ever lost: it is forked, its pid and start time
 go into the undo log, then it is told to go on. If we die in between, it sees the pipe close and
@@ -30,10 +31,14 @@ from kproxy.lab.wiring import CLUSTER_CIDRS
 #: Seconds for a daemon to have the manifests in force; a first sync takes a fraction of one.
 SYNC_TIMEOUT = 30.0
 
-#: Seconds that a process has between SIGTERM and SIGKILL.
-STOP_TIMEOUT = 3.0
+#: Seconds that a process has between SIGTERM and SIGKILL: a daemon in a mode that carries
+#: connections lets them end for a while, after a sync that runs.
+STOP_TIMEOUT = succession.STOP_DRAIN + 2.0
 
-ROLE_PROXY, ROLE_PODS = "kproxy", "pods"
+#: Seconds until the kernel has taken down what was killed.
+KILL_TIMEOUT = 3.0
+
+ROLE_PROXY, ROLE_PODS, ROLE_KUBELET = "kproxy", "pods", "kubelet"
 
 
 def proxy_log(lab: str, node: str) -> Path:
@@ -105,21 +110,33 @@ def start_responder(lab: str) -> Process:
     Its control socket is bound here and inherited, so that a question put to it right away waits
     for the answer instead of being refused.
     """
-    path = control_path(lab)
+    return _start_server(lab, ROLE_PODS, "kproxy.lab.pods", control_path(lab))
+
+
+def start_kubelet(lab: str) -> Process:
+    """Start the process that probes pods, in the same way."""
+    return _start_server(lab, ROLE_KUBELET, "kproxy.lab.kubelet", kubelet_path(lab))
+
+
+def _start_server(lab: str, role: str, module: str, path: Path) -> Process:
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(str(path))
         path.chmod(0o600)
         listening.listen(16)
-        argv = [sys.executable, "-m", "kproxy.lab.pods", lab, str(listening.fileno())]
-        return start(
-            lab, ROLE_PODS, argv, state.lab_dir(lab) / "pods.log", inherit=(listening.fileno(),)
-        )
+        argv = [sys.executable, "-m", module, lab, str(listening.fileno())]
+        log = state.lab_dir(lab) / f"{role}.log"
+        return start(lab, role, argv, log, inherit=(listening.fileno(),))
 
 
 def control_path(lab: str) -> Path:
     """Unix socket of the responder: see :mod:`kproxy.lab.pods`."""
     return state.lab_dir(lab) / "pods.sock"
+
+
+def kubelet_path(lab: str) -> Path:
+    """Unix socket of the kubelet: see :mod:`kproxy.lab.kubelet`."""
+    return state.lab_dir(lab) / "kubelet.sock"
 
 
 def _notify_path(lab: str) -> Path:
@@ -321,7 +338,7 @@ def stop(lab: str, processes: Iterable[Process]) -> None:
             else:
                 fds[fd] = process
                 signal.pidfd_send_signal(fd, signal.SIGTERM)
-        for number, timeout in ((None, STOP_TIMEOUT), (signal.SIGKILL, STOP_TIMEOUT)):
+        for number, timeout in ((None, STOP_TIMEOUT), (signal.SIGKILL, KILL_TIMEOUT)):
             if number is not None:
                 for fd in fds:
                     with suppress(ProcessLookupError):

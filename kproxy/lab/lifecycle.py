@@ -13,13 +13,9 @@ Whoever calls :func:`change` or :func:`publish` holds ``state.lock(lab)`` and go
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
@@ -27,19 +23,20 @@ import msgspec
 from kproxy.backends import registry
 from kproxy.backends.registry import Choice
 from kproxy.core.objects import Value
-from kproxy.errors import LabError
+from kproxy.errors import CheckFailed, LabError
 from kproxy.kernel import capabilities, netns
-from kproxy.lab import daemons, edits, pods, state, wiring
+from kproxy.lab import conditions, daemons, edits, pods, preflight, readiness, state, wiring
 from kproxy.lab.apply import Builder
 from kproxy.lab.controllers import fill
 from kproxy.lab.edits import Edit
 from kproxy.lab.manifests import Raw
 from kproxy.lab.model import LabState, Pod
 from kproxy.lab.names import hosts_file
-from kproxy.lab.network import End, Host, Link, Network, namespace_name
+from kproxy.lab.network import Network, namespace_name
 from kproxy.lab.plan import plan
 from kproxy.lab.topology import Topology
 from kproxy.lab.uml import resident
+from kproxy.lab.undisturbed import undisturbed
 from kproxy.lab.undo import UndoLog
 
 #: The one file in the manifests folder: replaced as a whole, so no proxy sees half a change.
@@ -103,11 +100,12 @@ def up(
             )
         if UndoLog(name).exists():
             clean(name, say)
-        _check_names(wanted)
+        preflight.check_names(wanted)
         try:
             UndoLog(name).begin()
-            _try_shapes(wanted)
+            preflight.try_shapes(wanted, _builder)
             _build(wanted, step)
+            _await_ready(wanted, wanted.pods, say, step)
         except BaseException as why:
             if isinstance(why, KeyboardInterrupt):
                 say("interrupted: taking down again what is there")
@@ -118,7 +116,7 @@ def up(
 
 def down(name: str) -> bool:
     """Take a lab down, whole or half made; False when there is none. Allocations are kept."""
-    with state.lock(name), _undisturbed():
+    with state.lock(name), undisturbed():
         if name not in state.list_labs():
             return False
         _take_down(name)
@@ -134,7 +132,7 @@ def clean(name: str, say: Say) -> None:
 
 def discard(name: str) -> None:
     """Take down whatever is recorded of a lab, come what may. The caller holds its lock."""
-    with _undisturbed():
+    with undisturbed():
         _take_down(name)
 
 
@@ -151,7 +149,7 @@ def _sweep(lab: LabState) -> None:
     known = {namespace_name(lab.name, host.name) for host in lab.network.hosts}
     left = [namespace for namespace in log.read().namespaces if namespace not in known]
     if left:
-        pods.tell(lab.name, lab.pods)
+        _tell(lab.name, lab.pods)
     for namespace in left:
         netns.remove(namespace)
         log.namespace_gone(namespace)
@@ -166,20 +164,28 @@ def change(old: LabState, new: LabState) -> LabState:
     new = msgspec.structs.replace(new, network=_network_of(new))
     steps = plan(old.network, new.network)
     staying = [pod for pod in old.pods if pod in new.pods]
-    with _undisturbed():
+    with undisturbed():
         if steps:
             # A crash from here on finds the pods that are whole in any case, and does not use the
             # names and addresses of the others again: the kernel may still be at their end.
             state.save(_with_pods(old, staying, new.counters))
             if len(staying) < len(old.pods):
                 # Sockets in a namespace keep it, and its links, alive.
-                pods.tell(new.name, staying)
+                _tell(new.name, staying)
             with _builder(new.name) as builder:
                 builder.apply(steps)
         if old.pods != new.pods:
-            pods.tell(new.name, new.pods)
+            _tell(new.name, new.pods)
         state.save(new)
+        conditions.keep(state.lab_dir(new.name), new.pods)
     return new
+
+
+def _tell(lab: str, there: Iterable[Pod]) -> None:
+    """Exactly these pods answer, and are probed, when this returns."""
+    there = tuple(there)
+    pods.tell(lab, there)
+    readiness.tell(lab, there)
 
 
 def _with_pods(lab: LabState, kept: Iterable[Pod], counters: dict[str, int]) -> LabState:
@@ -198,6 +204,21 @@ def publish(lab: LabState) -> None:
     with daemons.Watch(lab) as watch:
         path = _write_cluster(lab)
         watch.until_in_force([path])
+
+
+def refresh(name: str) -> None:
+    """Write what the nodes' proxies read, as far as probes of pods changed it; waits for nobody but
+    who changes the lab right now. Fine for a lab that is not (wholly) up."""
+    with state.lock(name):
+        lab = state.find(name)
+        if lab is not None:
+            _write_cluster(lab)
+
+
+def await_ready(lab: LabState, names: Iterable[str]) -> None:
+    """Return when these pods are ready. CheckFailed, with the reasons, if they do not get so."""
+    wanted = set(names)
+    readiness.until_ready(lab.name, [pod for pod in lab.pods if pod.name in wanted])
 
 
 def restart(name: str, nodes: Iterable[str] = ()) -> list[tuple[str, int, int]]:
@@ -253,10 +274,23 @@ def _build(lab: LabState, step: Say) -> None:
         path = _write_cluster(lab)
         daemons.start_proxies(lab, lab.nodes)
         daemons.start_responder(lab.name)
-        pods.tell(lab.name, lab.pods)
+        _tell(lab.name, lab.pods)
         step("waiting until every node is in sync")
         watch.until_in_force([path])
     state.save(lab)
+
+
+def _await_ready(lab: LabState, new: Iterable[Pod], say: Say, step: Say) -> None:
+    """Give new pods the time that their probes need; who is late is only told of."""
+    probed = [pod.name for pod in new if pod.probes.readiness is not None]
+    if not probed:
+        return
+    step("waiting until pods are ready")
+    try:
+        await_ready(lab, probed)
+    except CheckFailed as late:
+        say(str(late))
+    publish(lab)
 
 
 def _again(there: LabState, wanted: LabState, say: Say) -> LabState:
@@ -286,6 +320,10 @@ def _again(there: LabState, wanted: LabState, say: Say) -> LabState:
             say("the process that answers for the pods had ended: starting it again")
             daemons.start_responder(there.name)
             pods.tell(there.name, there.pods)
+        probed = any(pod.probes for pod in there.pods)
+        if probed and not daemons.alive(there.name, daemons.ROLE_KUBELET):
+            say("the process that probes the pods had ended: starting it again")
+            readiness.tell(there.name, there.pods)
         _sweep(there)
         placed = wiring.place(there)
         if placed.pods != there.pods:
@@ -296,12 +334,16 @@ def _again(there: LabState, wanted: LabState, say: Say) -> LabState:
 
 
 def _write_cluster(lab: LabState) -> Path:
+    # As pods are now: whoever holds the lab's lock for long has read them long ago.
+    lab = conditions.applied(lab, conditions.read(state.lab_dir(lab.name)))
     done = fill(lab, state.load_allocations(lab.name))
     # First the promise, then its use: a crash in between wastes nothing but a number.
     state.save_allocations(lab.name, done.allocations)
     text = msgspec.json.encode({"apiVersion": "v1", "kind": "List", "items": done.objects})
     path, draft = cluster_file(lab.name), state.lab_dir(lab.name) / f".{CLUSTER_FILE}"
-    state.write_atomically(path, msgspec.json.format(text, indent=1), draft=draft)
+    content = msgspec.json.format(text, indent=1)
+    if not path.exists() or path.read_bytes() != content:
+        state.write_atomically(path, content, draft=draft)
     names = hosts_file(lab, done.of("Service"))
     state.write_atomically(state.hosts_path(lab.name), names.encode())
     return path
@@ -310,39 +352,6 @@ def _write_cluster(lab: LabState) -> Path:
 def cluster_file(lab: str) -> Path:
     """The file that every node's proxy reads."""
     return state.manifests_dir(lab) / CLUSTER_FILE
-
-
-def _check_names(lab: LabState) -> None:
-    """LabError, before anything is recorded, if a name is taken by somebody else."""
-    for host in lab.network.hosts:
-        name = lab.network.namespace(host.name)
-        if netns.exists(name):
-            raise LabError(
-                f"namespace {name} exists and is not of this lab",
-                hint=f"remove it if it is yours: ip netns del {name}; or use another --name",
-            )
-
-
-def _try_shapes(lab: LabState) -> None:
-    """Make and remove a link of each kind of packet scheduler that the lab asks for.
-
-    MachineError, naming the link, for what this kernel lacks.
-    """
-    kinds = {
-        (bool(link.shape.rate), bool(link.shape.delay or link.shape.loss)): link
-        for link in lab.network.links
-        if link.shape
-    }
-    with _builder(lab.name) as builder:
-        for link in kinds.values():
-            bare = Link(
-                End(link.a.host, link.a.interface),
-                End(link.b.host, link.b.interface),
-                shape=link.shape,
-            )
-            trial = Network(lab.name, (Host(bare.a.host), Host(bare.b.host)), (bare,))
-            builder.apply(plan(None, trial))
-            builder.apply(plan(trial, Network(lab.name)))
 
 
 def _builder(lab: str) -> Builder:
@@ -363,27 +372,3 @@ def _take_down(name: str) -> None:
         netns.remove(namespace)
         log.namespace_gone(namespace)
     state.forget(name)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block is done: half a change helps nobody.
-
-    Only the main thread gets signals; elsewhere the block just runs.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for late in came:
-            signal.raise_signal(late)

@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 
 from kproxy.core.objects import Family, Value, family_of
+from kproxy.lab.faults import Fault
 from kproxy.lab.network import Network
+from kproxy.lab.probes import Probes
 from kproxy.lab.topology import Port, Topology, Workload
 
 
@@ -16,7 +18,8 @@ class Pod(Value, frozen=True):
 
     ``name`` is also the host's name in the network. ``addresses`` holds one address a family,
     IPv4 first. ``ready`` false takes it out of its services while it goes on answering;
-    ``terminating`` says that it is about to leave.
+    ``terminating`` says that it is about to leave. ``why`` it is not ready, or was started again,
+    as far as a probe said so.
     """
 
     name: str
@@ -28,6 +31,10 @@ class Pod(Value, frozen=True):
     namespace: str = "default"
     ready: bool = True
     terminating: bool = False
+    probes: Probes = Probes()
+    faults: tuple[Fault, ...] = ()
+    restarts: int = 0
+    why: str = ""
 
     def address(self, family: Family) -> str:
         """Its address of one family, "" when it has none."""

@@ -5,6 +5,7 @@ A lab has three files and a folder::
     /run/kproxy/labs/<lab>/state.json     LabState: what the lab is (written when it changed)
                           /undo.jsonl     what must be taken down, one line for each thing, written
                                           *before* a namespace is made: a crash leaves it behind
+                          /conditions.json  faults, restarts and readiness of pods
                           /manifests/     what every node's kproxy reads
                           /<host>/        a node's log, lock file and proxy state
     /var/lib/kproxy/labs/<lab>/allocations.json    clusterIPs and nodePorts; survives ``down``
@@ -32,6 +33,7 @@ from pathlib import Path
 import msgspec
 
 from kproxy.errors import LabError, MachineError, UsageError
+from kproxy.lab import conditions
 from kproxy.lab.model import Allocations, LabState, Pod
 from kproxy.lab.topology import NAME
 from kproxy.lab.uml import homes
@@ -191,7 +193,7 @@ def _locked(path: Path) -> int:
 
 
 def find(lab: str) -> LabState | None:
-    """The state of a lab; None when it is not (wholly) up."""
+    """The state of a lab, its pods as they are now; None when it is not (wholly) up."""
     _check_owner()
     check_name(lab)
     try:
@@ -199,7 +201,8 @@ def find(lab: str) -> LabState | None:
     except FileNotFoundError:
         return None
     try:
-        return msgspec.json.decode(text, type=LabState)
+        found = msgspec.json.decode(text, type=LabState)
+        return conditions.applied(found, conditions.read(lab_dir(lab)))
     except msgspec.DecodeError as wrong:
         raise LabError(
             f"the lab's record is of another version of kproxy ({wrong})",

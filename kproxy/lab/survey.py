@@ -16,6 +16,7 @@ import msgspec
 from kproxy import status, succession
 from kproxy.core.objects import Value
 from kproxy.errors import KernelError, LabError
+from kproxy.health.standing import PortStanding
 from kproxy.kernel import netns
 from kproxy.kernel.netlink import explained, open_route
 from kproxy.lab import daemons, state, wiring
@@ -74,12 +75,39 @@ class Carried(Value, frozen=True):
     endpoints: tuple[CarriedTo, ...] = ()
 
 
+class Ailing(Value, frozen=True):
+    """An endpoint that is not plainly up: ``down`` (its check says so), ``ejected`` (connections to
+    it failed) or ``starting`` (up, on its way to its full share). ``pod`` as in :class:`CarriedTo`,
+    ``since`` in seconds since the epoch, 0.0 unknown."""
+
+    address: str
+    state: str
+    pod: str = ""
+    reason: str = ""
+    since: float = 0.0
+    weight: int = 100
+
+
+class Judged(Value, frozen=True):
+    """A service port whose endpoints a node checks, or watches, as its proxy uses them: ``up`` of
+    ``of`` that the cluster calls usable. ``panic``: too few are up, so that all are used."""
+
+    name: str
+    protocol: str
+    family: int
+    up: int
+    of: int
+    panic: bool = False
+    endpoints: tuple[Ailing, ...] = ()
+
+
 class HostFacts(Value, frozen=True):
     """A node, client or pod. ``state`` is one word, ``detail`` what it stands for.
 
     Nodes: ``synced``, ``syncing``, ``failing``, ``down``; pods: ``ready``, ``not-ready``, ``down``
     (nothing answers for them); clients: ``up``. ``seconds`` is the age of a node's daemon.
-    ``carried`` is what it carries itself, in modes that do.
+    ``carried`` is what it carries itself, in modes that do; ``health`` are the service ports of
+    which its proxy judges the endpoints.
     """
 
     name: str
@@ -93,6 +121,7 @@ class HostFacts(Value, frozen=True):
     interfaces: tuple[InterfaceFacts, ...] = ()
     routes: tuple[str, ...] = ()
     carried: tuple[Carried, ...] = ()
+    health: tuple[Judged, ...] = ()
 
 
 class LabFacts(Value, frozen=True):
@@ -172,13 +201,48 @@ def _node(lab: LabState, node: str, process: Process | None, wide: bool) -> Host
         seconds=max(0.0, time.time() - said.started_at),
         addresses=addresses,
         detail=detail or "; ".join(said.refusals),
+        health=_health(lab, said),
+    )
+
+
+def _pods_of(lab: LabState) -> dict[str, str]:
+    """``namespace/name`` by address."""
+    return {address: f"{pod.namespace}/{pod.name}" for pod in lab.pods for address in pod.addresses}
+
+
+def _health(lab: LabState, said: status.Status) -> tuple[Judged, ...]:
+    pods = _pods_of(lab)
+    return tuple([_judged(each, pods) for each in said.health])
+
+
+def _judged(port: PortStanding, pods: Mapping[str, str]) -> Judged:
+    return Judged(
+        port.name,
+        port.protocol,
+        port.family,
+        port.up,
+        port.of,
+        port.panic,
+        tuple(
+            [
+                Ailing(
+                    each.address,
+                    each.state.value,
+                    pods.get(each.address.rpartition(":")[0].strip("[]"), ""),
+                    each.reason,
+                    each.since,
+                    each.weight,
+                )
+                for each in port.endpoints
+            ]
+        ),
     )
 
 
 def _carried(lab: LabState, directory: Path, wide: bool) -> tuple[Carried, ...]:
     from kproxy.backends.userspace import handover
 
-    pods = {address: f"{pod.namespace}/{pod.name}" for pod in lab.pods for address in pod.addresses}
+    pods = _pods_of(lab)
     counts: dict[tuple[str, str], Counter[str]] = {}
     endpoints: dict[tuple[str, str], list[CarriedTo]] = {}
     for relay in handover.ask(directory, endpoints=wide) or ():

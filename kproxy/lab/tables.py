@@ -98,11 +98,19 @@ def pod_object(pod: Pod, born: float | None) -> dict[str, Any]:
         "spec": {"nodeName": pod.node, "containers": [{"name": "echo", "ports": ports}]},
         "status": {
             "phase": "Running",
-            "conditions": [{"type": "Ready", "status": "True" if pod.ready else "False"}],
+            "conditions": [_ready_condition(pod)],
+            "containerStatuses": [
+                {"name": "echo", "ready": pod.ready, "restartCount": pod.restarts}
+            ],
             "podIP": pod.addresses[0],
             "podIPs": [{"ip": address} for address in pod.addresses],
         },
     }
+
+
+def _ready_condition(pod: Pod) -> dict[str, Any]:
+    said: dict[str, Any] = {"type": "Ready", "status": "True" if pod.ready else "False"}
+    return said if pod.ready or not pod.why else {**said, "message": pod.why}
 
 
 def _deployment(load: Workload, lab: LabState) -> dict[str, Any]:
@@ -283,7 +291,7 @@ def _pod(obj: Object, now: float) -> tuple[str, ...]:
         _name(obj),
         "1/1" if ready else "0/1",
         obj["status"]["phase"],
-        "0",
+        str(obj["status"]["containerStatuses"][0]["restartCount"]),
         age(obj, now),
         ",".join(entry["ip"] for entry in obj["status"]["podIPs"]),
         obj["spec"]["nodeName"],

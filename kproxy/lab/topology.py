@@ -15,7 +15,9 @@ topology: :mod:`kproxy.lab.wiring` gives them out by one plan, so that all labs 
     - {name: client, link: {mtu: 1400}}
     workloads:
     - {name: web, replicas: 2, labels: {app: web}, nodes: [node1], namespace: default,
-       ports: [{name: http, port: 8080, protocol: TCP}], link: {loss: 1%}}
+       ports: [{name: http, port: 8080, protocol: TCP}], link: {loss: 1%},
+       readinessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1},
+       livenessProbe: {tcpSocket: {port: 8080}}}
     manifests: [../manifests/demo.yaml]    # files with services, beside the topology's file
     objects: [ …Kubernetes manifests written here… ]
 
@@ -30,6 +32,7 @@ from typing import Any
 
 from kproxy.core.objects import Family, Protocol, Value
 from kproxy.lab.network import Shape
+from kproxy.lab.probes import Probes
 
 #: RFC 1123 label, as Kubernetes takes for names; 40 characters leave room for a pod's ordinal and
 #: for the namespace's own prefix.
@@ -70,6 +73,7 @@ class Workload(Value, frozen=True):
     nodes: tuple[str, ...] = ()
     link: LinkSpec = LinkSpec()
     namespace: str = "default"
+    probes: Probes = Probes()
 
 
 class NodeSpec(Value, frozen=True):

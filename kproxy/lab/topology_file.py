@@ -18,7 +18,9 @@ import yaml
 
 from kproxy.core.objects import Family, Protocol
 from kproxy.errors import TopologyError
+from kproxy.lab import probes
 from kproxy.lab.network import Shape
+from kproxy.lab.probes import ProbeFault, Probes
 from kproxy.lab.topology import (
     MAX_CLIENTS,
     MAX_NODES,
@@ -90,6 +92,8 @@ class _Workload(_File):
     nodes: list[str] = []
     namespace: str = "default"
     link: _Link = msgspec.field(default_factory=_Link)
+    readiness_probe: probes.Written | None = msgspec.field(default=None, name="readinessProbe")
+    liveness_probe: probes.Written | None = msgspec.field(default=None, name="livenessProbe")
 
 
 class _Topology(_File):
@@ -200,15 +204,31 @@ class _Reader:
             self._check(answers, f"{key}.ports[{at}].protocol", "pods answer over TCP and UDP")
         self._unique((f"{p.port}/{p.protocol}" for p in raw.ports), f"{key}.ports")
         self._unique((p.name for p in raw.ports if p.name), f"{key}.ports (names)")
+        ports = tuple(Port(p.port, p.name, p.protocol) for p in raw.ports)
         return Workload(
             name=self._name(raw.name, f"{key}.name"),
             replicas=raw.replicas,
             labels=tuple(labels.items()),
-            ports=tuple(Port(p.port, p.name, p.protocol) for p in raw.ports),
+            ports=ports,
             nodes=tuple(raw.nodes),
             link=self._link(raw.link, f"{key}.link"),
             namespace=self._name(raw.namespace, f"{key}.namespace"),
+            probes=Probes(
+                self._probe(raw.readiness_probe, ports, f"{key}.readinessProbe"),
+                self._probe(raw.liveness_probe, ports, f"{key}.livenessProbe"),
+            ),
         )
+
+    def _probe(
+        self, written: probes.Written | None, ports: tuple[Port, ...], key: str
+    ) -> probes.Probe | None:
+        if written is None:
+            return None
+        named = [(port.name, port.port, port.protocol) for port in ports]
+        try:
+            return probes.made(written, named, liveness=key.endswith("livenessProbe"))
+        except ProbeFault as wrong:
+            raise _fault(self._file, f"{key}.{wrong.field}".rstrip("."), wrong.what) from wrong
 
     def _name(self, name: str, key: str) -> str:
         self._check(

@@ -148,6 +148,7 @@ def add_pod(state: LabState, load: Workload, node: str = "") -> LabState:
         addresses=_next_addresses(state, node, counters),
         ports=load.ports,
         namespace=load.namespace,
+        probes=load.probes,
     )
     return msgspec.structs.replace(state, pods=(*state.pods, pod), counters=counters)
 

@@ -2,7 +2,8 @@
 
 Pure. Read are: name, namespace, replicas, the template's labels, ports of its containers and
 ``nodeSelector: {kubernetes.io/hostname: NODE}``. Images and commands are not: every pod runs the
-echo responder. A template that names no port answers on 8080 (``http``).
+echo responder. A template that names no port answers on 8080 (``http``). The probes are those of
+the first container that has any.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from kproxy.errors import LabError
 from kproxy.lab.controllers.checks import check_meta, check_text_map
 from kproxy.lab.controllers.cluster import HOSTNAME_LABEL
 from kproxy.lab.controllers.faults import Faults
+from kproxy.lab.probes import Probe, ProbeFault, Probes, Written, made
 from kproxy.lab.state import LabState, Pod
 from kproxy.lab.topology import NAME, Port, Workload
 
@@ -65,7 +67,8 @@ def without(state: LabState, key: tuple[str, str]) -> LabState:
 def outdated(load: Workload, pod: Pod) -> bool:
     """Whether a pod of this workload was made from another template than it has now."""
     placed = not load.nodes or pod.node in load.nodes
-    return not (placed and pod.labels == load.labels and pod.ports == load.ports)
+    same = (pod.labels, pod.ports, pod.probes) == (load.labels, load.ports, load.probes)
+    return not (placed and same)
 
 
 def from_deployment(obj: Mapping[str, Any], nodes: Iterable[str]) -> tuple[Workload | None, Faults]:
@@ -91,7 +94,9 @@ def from_deployment(obj: Mapping[str, Any], nodes: Iterable[str]) -> tuple[Workl
     labels = _labels(spec, template, faults)
     pod_spec = template.get("spec")
     pod_spec = pod_spec if isinstance(pod_spec, dict) else {}
-    ports = _ports(pod_spec.get("containers") or (), faults)
+    containers = pod_spec.get("containers") or ()
+    ports = _ports(containers, faults)
+    probes = _probes(containers, ports or Workload(name).ports, faults)
     chosen = _nodes(pod_spec.get("nodeSelector") or {}, list(nodes), faults)
     if faults:
         return None, faults
@@ -102,6 +107,7 @@ def from_deployment(obj: Mapping[str, Any], nodes: Iterable[str]) -> tuple[Workl
         ports=ports or Workload(name).ports,
         nodes=chosen,
         namespace=obj["metadata"].get("namespace") or "default",
+        probes=probes,
     )
     return load, faults
 
@@ -145,6 +151,31 @@ def _port(entry: Any, where: str, faults: Faults) -> Port | None:
         faults.unsupported(f"{where}.protocol", protocol, ("TCP", "UDP"))
         return None
     return Port(number, str(entry.get("name", "")), Protocol(protocol))
+
+
+def _probes(containers: Any, ports: tuple[Port, ...], faults: Faults) -> Probes:
+    found: dict[str, Probe | None] = {"readinessProbe": None, "livenessProbe": None}
+    for number, container in enumerate(containers if isinstance(containers, list) else ()):
+        for kind, earlier in found.items():
+            raw = container.get(kind) if isinstance(container, dict) else None
+            if raw is None or earlier is not None:
+                continue
+            where = f"spec.template.spec.containers[{number}].{kind}"
+            found[kind] = _probe(raw, ports, where, faults)
+    return Probes(found["readinessProbe"], found["livenessProbe"])
+
+
+def _probe(raw: Any, ports: tuple[Port, ...], where: str, faults: Faults) -> Probe | None:
+    named = [(port.name, port.port, port.protocol) for port in ports]
+    try:
+        written = msgspec.convert(raw, Written)
+        return made(written, named, liveness=where.endswith("livenessProbe"))
+    except msgspec.ValidationError as wrong:
+        what, _, key = str(wrong).partition(" - at `$")
+        faults.add(f"{where}{key.rstrip('`')}", f"Invalid value: {what}")
+    except ProbeFault as wrong:
+        faults.add(f"{where}.{wrong.field}".rstrip("."), f"Invalid value: {wrong.what}")
+    return None
 
 
 def _nodes(selector: Any, known: list[str], faults: Faults) -> tuple[str, ...]:

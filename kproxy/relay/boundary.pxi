@@ -61,17 +61,6 @@ cdef class _Service:
             service_release(self.c)
 
 
-cdef class _Front:
-    """The listeners of one front. A worker frees them when they are closed."""
-
-    cdef Listener **listener
-    cdef size_t size
-    cdef readonly int service
-
-    def __dealloc__(self):
-        free(self.listener)
-
-
 # --- sockets -----------------------------------------------------------------------------------
 
 cdef int check_socket(Service *service, int fd) except -1:
@@ -200,7 +189,8 @@ cdef dict endpoint_figures(Service *service):
 cdef dict engine_figures(Engine *engine):
     cdef uint32_t which
     cdef Worker *worker
-    sums = dict.fromkeys(("flows", "sessions", "accept_pauses", "evicted", "buffered"), 0)
+    names = ("flows", "sessions", "accept_pauses", "evicted", "buffered", "other_sources")
+    sums = dict.fromkeys((*names, "no_ports"), 0)
     for which in range(engine.workers):
         worker = &engine.worker[which]
         sums["flows"] += figure(&worker.flow_count)
@@ -208,6 +198,8 @@ cdef dict engine_figures(Engine *engine):
         sums["accept_pauses"] += figure(&worker.accept_pauses)
         sums["evicted"] += figure(&worker.evicted)
         sums["buffered"] += figure(&worker.buffered)
+        sums["other_sources"] += figure(&worker.other_sources)
+        sums["no_ports"] += figure(&worker.no_ports)
     sums["workers"] = engine.workers
     return sums
 

@@ -244,20 +244,38 @@ cdef bint tried_has(const Tried *tried, const Endpoint *endpoint, bint refused) 
     return False
 
 
+cdef inline bint has_turn(
+    const EndpointList *places, const Turns *turns, uint32_t weight
+) noexcept nogil:
+    """Whether the one at the cursor is served in this round: in ``weight`` of ``most`` rounds, at
+    even distances, which begin elsewhere for each place of the list."""
+    if weight >= places.most:
+        return True
+    return (turns.round * weight + turns.cursor * places.most // places.size) % places.most < weight
+
+
 cdef Endpoint *next_in_list(
     EndpointList *places, const Tried *tried, bint refused_only
 ) noexcept nogil:
-    """Round robin, past what was tried (or only past what said no). NULL: nobody is left."""
+    """Round robin by weight, past what was tried (or only past what said no). NULL: nobody is
+    left."""
     # Further tries have a turn of their own: with one of two endpoints dead they would put the
     # other's turn forward each time, and every client met the dead one first.
-    cdef uint32_t *cursor = &places.cursor if tried == NULL or not tried.size else &places.retries
+    cdef Turns *turns = &places.turns if tried == NULL or not tried.size else &places.retries
     cdef Endpoint *endpoint
-    for _ in range(min(places.size, <uint32_t>MOST_TRIES + 1)):
-        if cursor[0] >= places.size:
-            cursor[0] = 0
-        endpoint = places.at[cursor[0]]
-        cursor[0] += 1
-        if tried == NULL or not tried_has(tried, endpoint, refused_only):
+    cdef bint turn
+    # Somebody in so many was not tried, or nobody is left. By weights, its turn may be rounds away.
+    cdef uint32_t visits = min(places.size, <uint32_t>MOST_TRIES + 1)
+    if places.most > 1:
+        visits = places.size * places.most
+    for _ in range(visits):
+        if turns.cursor >= places.size:
+            turns.cursor = 0
+            turns.round = turns.round + 1 if turns.round + 1 < places.most else 0
+        endpoint = places.at[turns.cursor]
+        turn = has_turn(places, turns, endpoint.weight)
+        turns.cursor += 1
+        if turn and (tried == NULL or not tried_has(tried, endpoint, refused_only)):
             return endpoint
     return NULL
 

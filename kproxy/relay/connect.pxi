@@ -39,6 +39,10 @@ cdef void attempt_failed(Worker *worker, Flow *flow, int problem) noexcept nogil
         flow.own_fault = True
         wait_with(worker, flow, &worker.ladder[flow.state.tries])
         return
+    if problem != ECONNREFUSED and source_failed(worker, flow):
+        flow.own_fault = True
+        act(worker, flow, EVENT_REFUSED, 0)
+        return
     if flow.endpoint != NULL:
         tell(worker, flow.endpoint, outcome_of(problem))
     flow.tried.refused |= 1 << (flow.tried.size - 1 if flow.tried.size else 0)
@@ -48,6 +52,7 @@ cdef void attempt_failed(Worker *worker, Flow *flow, int problem) noexcept nogil
 cdef void established(Worker *worker, Flow *flow) noexcept nogil:
     timer_stop(&flow.timer)
     if flow.endpoint != NULL:
+        source_worked(flow)
         count(&flow.endpoint.connections, 1)
         tell(worker, flow.endpoint, OUTCOME_OK)
     act(worker, flow, EVENT_ESTABLISHED, 0)
@@ -121,6 +126,7 @@ cdef bint find_place(Worker *worker, Flow *flow, Address *place) noexcept nogil:
 cdef void try_next(Worker *worker, Flow *flow, int fd) noexcept nogil:
     """Choose and connect. ``fd``: a socket of the listener's family that may be used, or -1."""
     cdef Address place
+    cdef int problem
     if not find_place(worker, flow, &place):
         if fd >= 0:
             give_back_socket(worker, flow.peer.any.sa_family, fd)
@@ -138,8 +144,9 @@ cdef void try_next(Worker *worker, Flow *flow, int fd) noexcept nogil:
         act(worker, flow, EVENT_NOBODY, 0)
         return
     flow.server.handle.fd = fd
-    if connect(fd, &place.any, address_size(&place)) and errno != EINPROGRESS:
-        attempt_failed(worker, flow, errno)
+    problem = reach(worker, flow, &place)
+    if problem:
+        attempt_failed(worker, flow, problem)
         return
     connect_started(worker, flow)
 

@@ -60,7 +60,8 @@ cdef bint index_build(Index *index, Service *service, size_t more) noexcept nogi
 
 
 cdef bint mark_endpoints(
-    Service *service, const Address *places, const uint8_t *lists, size_t size
+    Service *service, const Address *places, const uint8_t *lists, const uint8_t *weights,
+    size_t size,
 ) noexcept nogil:
     """Locked: each place has its endpoint, new ones made, and that says which lists it will be in.
     False: no memory; then some endpoints are in no list and end with the next try."""
@@ -76,6 +77,7 @@ cdef bint mark_endpoints(
         if slot[0] == NULL:
             break
         slot[0].lists_next |= lists[which]
+        slot[0].weight = weights[which]
     else:
         which = size
     free(index.slots)
@@ -112,7 +114,18 @@ cdef void list_replace(
     free(places.at)
     places.at = room
     places.size = size
-    places.cursor = places.retries = 0
+    memset(&places.turns, 0, sizeof(Turns))
+    memset(&places.retries, 0, sizeof(Turns))
+
+
+cdef void list_weigh(EndpointList *places) noexcept nogil:
+    """Locked: as its endpoints weigh by now. Whose turn it is stays as it is."""
+    cdef uint32_t which, weight, least = MOST_WEIGHT, most = 1
+    for which in range(places.size):
+        weight = places.at[which].weight
+        least = min(least, weight)
+        most = max(most, weight)
+    places.most = most if least < most else 1
 
 
 cdef bint settle_endpoints(Service *service) noexcept nogil:
@@ -137,7 +150,8 @@ cdef bint settle_endpoints(Service *service) noexcept nogil:
 
 
 cdef int replace_endpoints(
-    Service *service, const Address *places, const uint8_t *lists, size_t size, uint64_t *random,
+    Service *service, const Address *places, const uint8_t *lists, const uint8_t *weights,
+    size_t size, uint64_t *random,
 ) noexcept nogil:
     """Locked. 1: endpoints went; 0: none did; -1: no memory, and the lists are as they were."""
     cdef Endpoint **room[2]
@@ -145,7 +159,7 @@ cdef int replace_endpoints(
     cdef uint32_t wanted
     cdef int use
     room[0] = room[1] = NULL
-    if not mark_endpoints(service, places, lists, size):
+    if not mark_endpoints(service, places, lists, weights, size):
         return -1
     for use in range(2):
         changes[use] = list_changes(service, use, &wanted)
@@ -157,6 +171,7 @@ cdef int replace_endpoints(
     for use in range(2):
         if changes[use]:
             list_replace(service, use, room[use], random)
+        list_weigh(&service.list[use])
     return settle_endpoints(service)
 
 

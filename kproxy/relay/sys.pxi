@@ -67,6 +67,9 @@ cdef extern from *:
     #define kp_hold(at) ((void)__atomic_fetch_add((at), 1, __ATOMIC_RELAXED))
     #define kp_let_go(at) (__atomic_sub_fetch((at), 1, __ATOMIC_ACQ_REL) == 0)
 
+    #ifndef IP_BIND_ADDRESS_NO_PORT
+    #define IP_BIND_ADDRESS_NO_PORT 24
+    #endif
     #ifndef IP_LOCAL_PORT_RANGE
     #define IP_LOCAL_PORT_RANGE 51
     #endif
@@ -177,6 +180,7 @@ cdef extern from *:
     const int SOL_SOCKET, SO_ERROR, SO_LINGER, SO_KEEPALIVE, SO_TYPE, SO_ZEROCOPY
     const int SO_DOMAIN, SO_ACCEPTCONN, SO_RCVBUF, SO_SNDBUF
     const int IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, TCP_NODELAY, IP_LOCAL_PORT_RANGE
+    const int IP_BIND_ADDRESS_NO_PORT
     const int SHUT_WR, MSG_NOSIGNAL, MSG_DONTWAIT, MSG_ZEROCOPY, MSG_ERRQUEUE, MSG_MORE
     const int F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, O_NONBLOCK
     const int GRND_NONBLOCK
@@ -187,6 +191,7 @@ cdef extern from *:
 
     int socket(int family, int type, int protocol) noexcept nogil
     int accept4 "kp_sys_accept"(int fd, KpAny *address, socklen_t *size, int flags) noexcept nogil
+    int bind(int fd, const KpAny *address, socklen_t size) noexcept nogil
     int connect "kp_sys_connect"(int fd, const KpAny *address, socklen_t size) noexcept nogil
     int getsockname(int fd, KpAny *address, socklen_t *size) noexcept nogil
     int getsockopt(int fd, int level, int name, void *value, socklen_t *size) noexcept nogil

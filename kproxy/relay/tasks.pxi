@@ -21,6 +21,10 @@ cdef void task_sessions(Worker *worker, Task *task) noexcept nogil:
     udp_list(worker, <Service *>task.subject, task.rows)
 
 
+cdef void task_nothing(Worker *worker, Task *task) noexcept nogil:
+    """Whoever waits for it knows that the worker holds nothing any more that it held before."""
+
+
 cdef void task_stop(Worker *worker, Task *task) noexcept nogil:
     worker.stopping = True
     end_all_flows(worker)

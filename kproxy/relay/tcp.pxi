@@ -246,7 +246,10 @@ cdef void flow_due(Worker *worker, Timer *timer) noexcept nogil:
 cdef void ladder_due(Worker *worker, Timer *timer) noexcept nogil:
     cdef Flow *flow = <Flow *>timer
     if flow.endpoint != NULL and not flow.own_fault:
-        tell(worker, flow.endpoint, OUTCOME_TIMEOUT)
+        if source_failed(worker, flow):
+            flow.own_fault = True
+        else:
+            tell(worker, flow.endpoint, OUTCOME_TIMEOUT)
     act(worker, flow, EVENT_SILENT, 0)
 
 

@@ -14,6 +14,7 @@ cdef struct Flow
 cdef struct Listener
 cdef struct Pipe
 cdef struct Service
+cdef struct Sources
 cdef struct Task
 cdef struct Worker
 cdef struct ZeroCopy
@@ -82,8 +83,18 @@ cdef struct Endpoint:
     bint listed
     # `lists` as it is about to be.
     uint8_t lists_next
+    # 1 to MOST_WEIGHT.
+    uint8_t weight
     # It failed since it last worked: its next success is worth telling.
     int failing
+    # From which of the node's addresses it is connected to, and from which it has answered (a bit
+    # each); 0 is the kernel's choice. Read without the mutex, each as one word.
+    int source
+    int proven
+    # When `source` ends; the addresses not to be used towards it, and until when.
+    int64_t source_until
+    uint32_t barred
+    int64_t barred_until
     Address address
     Affinity *affinities
     uint64_t connections
@@ -92,12 +103,22 @@ cdef struct Endpoint:
     uint64_t bytes_in
     uint64_t bytes_out
 
+cdef enum:
+    MOST_WEIGHT = 100
+
+# Whose turn it is, and in which round through the list.
+cdef struct Turns:
+    uint32_t cursor
+    uint32_t round
+
 cdef struct EndpointList:
     Endpoint **at
     uint32_t size
-    # Whose turn it is: at the first try, and at further ones.
-    uint32_t cursor
-    uint32_t retries
+    # The largest weight in it; 1 where all have the same.
+    uint32_t most
+    # At the first try, and at further ones.
+    Turns turns
+    Turns retries
 
 # One client of a service with affinity; in the table by address, in the list of the service by age,
 # in the list of its endpoint so that an endpoint that goes takes its own along.
@@ -221,6 +242,8 @@ cdef struct Flow:
     uint8_t answered
     # The attempt failed for want of something of this node's, and waits.
     uint8_t own_fault
+    # Which of the node's addresses the attempt is made from; 0: the kernel's choice.
+    uint8_t source
     # In the worker's list of those that were left with something to read.
     uint8_t queued
     Service *service
@@ -315,6 +338,8 @@ cdef struct Worker:
     uint64_t accept_pauses
     uint64_t evicted
     uint64_t buffered
+    uint64_t other_sources
+    uint64_t no_ports
 
 cdef struct Verdict:
     uint32_t service
@@ -324,8 +349,17 @@ cdef struct Verdict:
 cdef enum:
     MOST_VERDICTS = 65536
 
+cdef enum:
+    MOST_SOURCES = 16
+
+# Addresses of this node to connect from when the kernel's choice has no port left, by whether the
+# family is AF_INET6. Never changed: there is a new one instead.
+cdef struct Sources:
+    uint32_t size[2]
+    Address at[2][MOST_SOURCES]
+
 # What all workers have in common; set before the first one starts and then only read, but for the
-# verdicts, which have a mutex of their own: failures are rare.
+# verdicts, which have a mutex of their own (failures are rare), and the pointer to the sources.
 cdef struct Engine:
     uint32_t workers
     Worker *worker
@@ -339,6 +373,8 @@ cdef struct Engine:
     uint32_t buffer_bytes
     int bulk
     int64_t spin_ns
+    # NULL: none.
+    Sources *sources
     # Told when a worker has no flow and no session left.
     pthread_mutex_t mutex
     pthread_cond_t idle

@@ -330,3 +330,64 @@ def test_impossible_sources_are_refused(generator: ModuleType, sources: list[str
     """Two families in one load, or no address at all."""
     with pytest.raises(ValueError, match=r"families|address"):
         generator.exchange([PLACE], sources, **FEW)
+
+
+# --- HTTP, for clients of others -----------------------------------------------------------------
+
+GET = b"GET /%d HTTP/1.1\r\nHost: 127.0.0.1:7000\r\n%s\r\n"
+
+
+def answered(connection: socket.socket, size: int) -> bytes:
+    found = bytearray()
+    while len(found) < size and (data := connection.recv(size - len(found))):
+        found += data
+    return bytes(found)
+
+
+@pytest.mark.parametrize("asked", [0, 46, 64, 1 << 20])
+def test_http_on_a_kept_connection(generator: ModuleType, asked: int) -> None:
+    """As many bytes as the path says, the head included, which has 46; request after request."""
+    size = max(asked, 46)
+    with serving(generator) as server:
+        for place in (PLACE, PLACE_6):
+            with socket.create_connection(place, 20) as client:
+                for _ in range(3):
+                    client.sendall(GET % (asked, b""))
+                    answer = answered(client, size)
+                    assert len(answer) == size
+                    head, _, body = answer.partition(b"\r\n\r\n")
+                    assert head == b"HTTP/1.1 200 OK\r\nContent-Length:%10d" % len(body)
+        counted = server.counters()
+    assert (counted["requests"], counted["wrong"]) == (6, 0)
+
+
+def test_http_byte_by_byte(generator: ModuleType) -> None:
+    """And several requests at once."""
+    with serving(generator), socket.create_connection(PLACE, 20) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in GET % (100, b"X-Connection: close\r\nConnection: closer\r\n"):
+            client.sendall(bytes([byte]))
+        assert len(answered(client, 100)) == 100
+        client.sendall(3 * (GET % (50, b"")))
+        assert len(answered(client, 150)) == 150
+
+
+@pytest.mark.parametrize("field", [b"Connection: close", b"connection: Close"])
+def test_http_closed_when_asked_for(generator: ModuleType, field: bytes) -> None:
+    """By the server, after the answer."""
+    with serving(generator), socket.create_connection(PLACE, 20) as client:
+        client.sendall(GET % (64, b"Accept: */*\r\n" + field + b"\r\n"))
+        answer = answered(client, 1000)
+    assert len(answer) == 64
+    # What a client needs no field to understand: that was the last one.
+    assert answer.startswith(b"HTTP/1.0 200 ")
+
+
+@pytest.mark.parametrize("said", [b"GET x", b"GOT /1", b"GET /99999999999 HTTP/1.1\r\n\r\n"])
+def test_no_http(generator: ModuleType, said: bytes) -> None:
+    """What is no such request is reset, and counted."""
+    with serving(generator) as server, socket.create_connection(PLACE, 20) as client:
+        client.sendall(said)
+        with pytest.raises(ConnectionResetError):
+            answered(client, 1)
+        assert server.counters()["wrong"] == 1

@@ -25,7 +25,10 @@ from kproxy.backends.xtables.saved import parse
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
 from kproxy.kernel import command, netns, sysctl
+from kproxy.kernel.xtables import Tables
+from kproxy.kernel.xtables import entries as entries_of
 from tests.backends.iptables.plans import port, settings, snapshot, successor
+from tests.backends.userspace.relay import FakeRelay
 from tests.contract.namespaces import scratch
 from tests.contract.test_leftovers import Ipvs
 
@@ -315,3 +318,43 @@ def test_pods_behind_a_device_without_an_address_are_served(pod: str) -> None:
             with served:
                 served.sendall(b"served")
                 assert client.recv(6, socket.MSG_WAITALL) == b"served"
+
+
+# --- what the kernel counts ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_we_count_entries_as_the_kernel_does(family: Family, tmp_path: Path) -> None:
+    """legacy: beside a firewall, after changes, after more deletions from a chain than are made
+    one by one, and after a full sync that finds chains emptied; so that a change that somebody
+    makes while we write is noticed by the numbers."""
+    rules = "-A INPUT -p icmp -j ACCEPT\n-A MINE -j DROP\n-A INPUT -j MINE\n"
+    text = f"*filter\n:MINE - [0:0]\n{rules}COMMIT\n*nat\n:EMPTY - [0:0]\nCOMMIT\n"
+    legacy = Variant.LEGACY
+    command.run([tool(family, legacy, "restore"), "--noflush"], stdin=text.encode())
+    door = ToolDoor(family, legacy, records=tmp_path)
+    backend = UserspaceBackend(family, legacy, door=door, relay=FakeRelay())
+    syncer = Syncer(backend)
+    plans = [port(f"svc{n:03}", family, ways="cnel", number=8000 + n) for n in range(300)]
+    now = snapshot(*plans, family=family)
+    others = [port(f"svc{n:03}", family, ways="c", pods=n % 3, number=8000 + n)
+              for n in range(40)]  # fmt: skip
+    gone = tuple(plan.name for plan in plans[40:290])
+    for step in ("all", "changes", "many go", "found emptied", "nothing"):
+        if step == "changes":
+            now = successor(now, *others)
+        elif step == "many go":
+            now = successor(now, removed=gone)
+        elif step == "found emptied":
+            command.run([tool(family, legacy), "-t", "nat", "-F", chains.PORTALS_HOST])
+            command.run([tool(family, legacy), "-F", chains.RELAY_GUARD])
+            syncer.forget()
+        elif step == "nothing":
+            now = successor(now, removed=tuple(now.ports))
+        syncer.sync(now)
+        counted = Tables(family)
+        entries = {str(table): entries_of(counted.info(str(table))) for table in Table}
+        counted.close()
+        assert {**entries, **(backend.entries or {})} == entries, step
+        assert backend.entries is not None
+        assert {"nat", "filter"} <= backend.entries.keys()

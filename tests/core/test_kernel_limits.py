@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kproxy.config import Config, Conntrack
+from kproxy.config import Config
+from kproxy.config_sections import Conntrack
 from kproxy.core.kernel_limits import conntrack_max, conntrack_sysctls, hash_size
 from kproxy.durations import Seconds
 

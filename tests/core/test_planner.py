@@ -93,6 +93,7 @@ def test_plan_of_everything():
         internal_policy=LOCAL,
         external_policy=LOCAL,
         health_check_node_port=32000,
+        local_ready=("10.180.0.1",),
         annotations=(("kproxy/x", "1"),),
     )
     assert texts(plan.endpoints.cluster) == ["10.180.0.1:8080", "10.180.2.1:8080"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from kproxy.config import Config, DetectLocal, Iptables, Ipvs, Nftables, Userspace
+from kproxy.config import Config
+from kproxy.config_sections import DetectLocal, Health, Iptables, Ipvs, Nftables, Userspace
+from kproxy.core.health.values import Check, HealthSettings, Policy, Tcp
 from kproxy.core.objects import Family, Node
 from kproxy.core.settings import ZONE_LABEL, mode_settings, node_settings, primary_family
 from kproxy.core.snapshot import (
@@ -17,6 +19,7 @@ from kproxy.core.snapshot import (
 )
 from kproxy.durations import Seconds
 
+PORT_9 = Check(Tcp(port=9))
 V4, V6 = Family.IPV4, Family.IPV6
 HOST = ("192.0.2.7", "2001:db8::7", "10.1.0.1", "127.0.0.1", "::1", "fe80::1")
 NODE = Node(
@@ -57,6 +60,21 @@ def ports(*wanted: str, mode: str = "", localhost: bool = True) -> Config:
         node_port_addresses=wanted,
         iptables=Iptables(localhost_node_ports=localhost),
     )
+
+
+@pytest.mark.parametrize(
+    ("section", "settings"),
+    [
+        (Health(), HealthSettings()),
+        (Health(default="none"), HealthSettings(Policy())),
+        (Health(default={"tcp": {"port": 9}, "passive": False}), HealthSettings(Policy(PORT_9))),
+        (Health(allow_exec=True), HealthSettings(allow_exec=True)),
+    ],
+)
+def test_health_settings(section: Health, settings: HealthSettings) -> None:
+    """The default is read as an annotation would be; none is more than nothing said."""
+    config = Config(health=section)
+    assert node_settings(config, NODE, "n1", V4, HOST).health == settings
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def judge(world: model.World, pair: Pair, packet, sport: int, met: Counter[str])
     met[expected.fate] += 1
     if outcome.code is not Code.FORWARD:
         return
-    plan = pair.twin._plan(parse(made).family, tuple_of(parse(made)))
+    plan = pair.twin.plan(parse(made).family, tuple_of(parse(made)))
     assert plan is not None
     chosen = {(one.address, one.port) for one, _ in plan.service.choosers[plan.use].members}
     assert chosen == {(raw(address), port) for address, port in expected.endpoints}

@@ -8,7 +8,7 @@ import resource
 import pytest
 
 from kproxy.config import Config
-from kproxy.health import server
+from kproxy.health import sites
 from kproxy.health.guests import MOST, Guests
 from kproxy.kernel import process
 from tests.health.test_server import HEALTH, METRICS, get, monitor_of, namespace, run, serving
@@ -53,7 +53,7 @@ def limits(monkeypatch: pytest.MonkeyPatch, **given: float) -> list[Guests]:
         made.append(Guests(**{"first": LONG, "following": LONG, **given}))  # type: ignore[arg-type]
         return made[-1]
 
-    monkeypatch.setattr(server, "Guests", guests)
+    monkeypatch.setattr(sites, "Guests", guests)
     return made
 
 

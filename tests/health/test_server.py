@@ -43,6 +43,7 @@ class Watched:
     plans = ()
     relays = ()
     engines = ()
+    checks = None
 
 
 def done(*, ok: bool = True) -> tuple[SyncRecord, ...]:

@@ -69,6 +69,17 @@ def test_delay_is_that_of_both_ways(builder: Builder) -> None:
     assert outcome.seconds >= 0.2
 
 
+def test_a_rate_goes_with_a_delay(builder: Builder) -> None:
+    """A link may have both: a slow one is late as well."""
+    (outcome,) = outcomes(builder, Shape(rate=1_000_000, delay=0.1), 1, timeout=20.0)
+    assert outcome.reach is Reach.REACHED
+    assert outcome.seconds >= 0.2
+    with open_route(builder.fd("a")) as route:
+        index = route.link_lookup(ifname="eth0")[0]
+        (options,) = (each.get("options") for each in route.get_qdiscs(index=index))
+    assert options.get_attr("TCA_NETEM_RATE")["rate"] == 1_000_000 // 8
+
+
 def test_all_is_lost(builder: Builder) -> None:
     """With a loss of 100 % nothing arrives."""
     (outcome,) = outcomes(builder, Shape(loss=1.0), 1, timeout=0.5)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
+import time
 import urllib.request
 from collections.abc import Iterator
 
 import pytest
 
+from kproxy.core.health.values import Check, Grpc, Http, Target, Udp
 from kproxy.core.objects import Protocol
 from kproxy.errors import LabError
+from kproxy.health.checks.probers import probe
 from kproxy.kernel import netns
+from kproxy.lab.faults import HEALTHY, Affliction
 from kproxy.lab.network import End, Link, Network, Route, RouteKind
 from kproxy.lab.traffic import (
     Holding,
@@ -25,7 +30,7 @@ from kproxy.lab.traffic import (
     probe_all,
     split_host_port,
 )
-from kproxy.lab.traffic.wire import Answer, Request, decode_answer, next_request, reply
+from kproxy.lab.traffic.wire import Answer, Request, decode_answer, next_request, reply, web_answer
 from tests.lab.wired import host, wired
 
 LAB = f"g-traffic-{os.getpid()}"
@@ -99,6 +104,19 @@ def test_answer_names_both_ends(
     assert not seen.masqueraded
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("path", "status", "page"),
+    [("/healthz", 200, "ok"), ("/status/503", 503, "Service Unavailable")],
+)
+def test_a_web_server_is_asked_for_a_path(stage: Stage, path: str, status: int, page: str) -> None:
+    """Whoever answers by HTTP has been reached; status and body are what it said."""
+    seen = stage.ask("192.0.2.2", 80, Protocol.TCP, path=path)
+    assert (seen.reach, seen.status, seen.page) == (Reach.REACHED, status, page)
+    assert seen.local == "192.0.2.2:80"
+    assert stage.ask("192.0.2.2", 9, Protocol.TCP, path=path).reach is Reach.REFUSED
+
+
 ELSEWHERE = [
     ("192.0.2.2", 9, Reach.REFUSED),
     ("2001:db8::2", 9, Reach.REFUSED),
@@ -152,22 +170,131 @@ def test_source_port_is_kept(stage: Stage, protocol: Protocol) -> None:
 def test_faults_and_healing(stage: Stage) -> None:
     """A hung owner accepts and says nothing, a refusing one resets, a healed one answers."""
     stage.responder.listen("faulty", stage.server, Listener("faulty", 90))
-    seen = {}
+    seen = []
     with Holding(Probe("192.0.2.2", 90, namespace=stage.client)) as held:
-        for kind in ("hang", "heal", "refuse"):
-            stage.responder.fault("faulty", kind)
-            seen[kind] = stage.ask("192.0.2.2", 90, Protocol.TCP, timeout=0.3).reach
-            if kind == "heal":
+        for affliction in (Affliction(hung=True), HEALTHY, Affliction(closed=True)):
+            stage.responder.afflict("faulty", affliction)
+            seen.append(stage.ask("192.0.2.2", 90, Protocol.TCP, timeout=0.3).reach)
+            if affliction == HEALTHY:
                 assert held.check().alive
         broken = held.check()
-    stage.responder.fault("faulty", "heal")
+    stage.responder.afflict("faulty", HEALTHY)
     assert stage.ask("192.0.2.2", 90, Protocol.TCP).reach is Reach.REACHED
-    assert seen == {"hang": Reach.SILENCE, "heal": Reach.REACHED, "refuse": Reach.REFUSED}
+    assert seen == [Reach.SILENCE, Reach.REACHED, Reach.REFUSED]
     assert (broken.alive, broken.lost) == (False, 3)
     with pytest.raises(LabError, match="nobody"):
-        stage.responder.fault("nobody", "heal")
+        stage.responder.afflict("nobody", HEALTHY)
     stage.responder.release("faulty")
     assert stage.ask("192.0.2.2", 90, Protocol.TCP).reach is Reach.REFUSED
+
+
+@pytest.fixture
+def ailing(stage: Stage) -> Iterator[Stage]:
+    """A second owner, on TCP and UDP port 91."""
+    for protocol in (Protocol.TCP, Protocol.UDP):
+        stage.responder.listen("ailing", stage.server, Listener("ailing", 91, protocol))
+    yield stage
+    stage.responder.release("ailing")
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+def test_a_slow_owner_answers_late_and_delays_nobody(ailing: Stage, protocol: Protocol) -> None:
+    """Its answer comes no earlier than it may; those of others come before it."""
+    ailing.responder.afflict("ailing", Affliction(slow=1.0))
+    slow = Probe("192.0.2.2", 91, protocol, ailing.client, timeout=20.0)
+    swift = Probe("192.0.2.2", 80, protocol, ailing.client)
+    first, *others = probe_all([slow] + [swift] * 20)
+    assert first.reach is Reach.REACHED
+    assert first.seconds >= 1.0
+    assert all(other.seconds < first.seconds for other in others)
+    ailing.responder.afflict("ailing", HEALTHY)
+    assert ailing.ask("192.0.2.2", 91, protocol).reach is Reach.REACHED
+
+
+@pytest.mark.kernel
+def test_slow_answers_keep_their_order_and_follow_the_client_s_end(ailing: Stage) -> None:
+    """Also when the owner is healed meanwhile; who says no more still gets his answers."""
+    ailing.responder.afflict("ailing", Affliction(slow=0.3))
+    with netns.entered(ailing.client):
+        typed = socket.create_connection(("192.0.2.2", 91), timeout=20)
+    with typed:
+        typed.sendall(b"one\ntwo\n")
+        # Answered by another owner: by then these two have been read.
+        assert ailing.ask("192.0.2.2", 80, Protocol.TCP).reach is Reach.REACHED
+        ailing.responder.afflict("ailing", HEALTHY)
+        typed.sendall(b"three\n")
+        typed.shutdown(socket.SHUT_WR)
+        answers = typed.makefile()
+        lines = [answers.readline() for _ in range(3)]
+    assert [json.loads(line)["echo"] for line in lines] == ["one", "two", "three"]
+
+
+@pytest.mark.kernel
+def test_a_hung_owner_says_what_it_was_about_to_when_it_is_healed(ailing: Stage) -> None:
+    """Nothing before that, nothing lost."""
+    ailing.responder.afflict("ailing", Affliction(slow=0.2))
+    with netns.entered(ailing.client):
+        typed = socket.create_connection(("192.0.2.2", 91), timeout=20)
+    with typed:
+        typed.sendall(b"said before\n")
+        assert ailing.ask("192.0.2.2", 80, Protocol.TCP).reach is Reach.REACHED
+        ailing.responder.afflict("ailing", Affliction(hung=True, slow=0.2))
+        assert ailing.ask("192.0.2.2", 91, Protocol.TCP, timeout=0.5).reach is Reach.SILENCE
+        typed.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            typed.recv(1)
+        typed.settimeout(20)
+        ailing.responder.afflict("ailing", HEALTHY)
+        assert json.loads(typed.makefile().readline())["echo"] == "said before"
+
+
+@pytest.mark.kernel
+def test_a_flapping_owner_is_open_and_closed_in_turn(ailing: Stage) -> None:
+    """Each state comes, and comes again, until it ends."""
+    ailing.responder.afflict("ailing", Affliction(flap=(0.05, 0.05)))
+    for wanted in (Reach.REFUSED, Reach.REACHED, Reach.REFUSED):
+        deadline = time.monotonic() + 20
+        while ailing.ask("192.0.2.2", 91, Protocol.TCP).reach is not wanted:
+            assert time.monotonic() < deadline
+    ailing.responder.afflict("ailing", HEALTHY)
+    with Holding(Probe("192.0.2.2", 91, namespace=ailing.client)) as held:
+        assert ailing.ask("198.51.100.1", 9, Protocol.UDP, timeout=0.2).reach is Reach.SILENCE
+        assert held.check().alive
+
+
+@pytest.mark.kernel
+def test_a_restart_cuts_what_is_open_and_listens_on(ailing: Stage) -> None:
+    """As a process does that is started again; one that is closed stays so."""
+    with Holding(Probe("192.0.2.2", 91, namespace=ailing.client)) as held:
+        ailing.responder.restart("ailing")
+        assert not held.check().alive
+    assert ailing.ask("192.0.2.2", 91, Protocol.TCP).reach is Reach.REACHED
+    ailing.responder.afflict("ailing", Affliction(closed=True))
+    ailing.responder.restart("ailing")
+    assert ailing.ask("192.0.2.2", 91, Protocol.TCP).reach is Reach.REFUSED
+
+
+@pytest.mark.kernel
+def test_it_answers_probes(stage: Stage) -> None:
+    """By HTTP, with the status that was asked for, by gRPC and by UDP."""
+    seen = {}
+    with netns.entered(stage.client):
+        for name, check in {
+            "healthz": Http(path="/healthz?verbose", body="ok"),
+            "other text": Http(path="/healthz", body="no"),
+            "503": Http(path="/status/503"),
+            "503 wanted": Http(path="/status/503", statuses=((503, 503),)),
+            "204": Http(path="/status/204"),
+            "no status": Http(path="/status/99", body='"name":"any"'),
+            "grpc": Grpc(),
+            "grpc of a service": Grpc(service="shop"),
+            "udp": Udp(send=b"hello", expect=b'"echo":"hello"'),
+        }.items():
+            target = Target(Check(check), "192.0.2.2", 80)
+            seen[name] = asyncio.run(probe(target, 20.0))
+    bad = {name: outcome for name, outcome in seen.items() if not outcome.good}
+    assert list(bad) == ["other text", "503"], bad
 
 
 @pytest.mark.kernel
@@ -243,3 +370,21 @@ def test_answers_round_trip() -> None:
 def test_host_port_text_round_trips(pair: tuple[str, int]) -> None:
     """IPv6 stands in brackets, and both directions agree."""
     assert split_host_port(join_host_port(*pair)) == pair
+
+
+@pytest.mark.parametrize(
+    ("data", "answer"),
+    [
+        (b"HTTP/1.0 200 OK\r\nX: y\r\n\r\nok\n", (200, "ok")),
+        (b"HTTP/1.1 503 \r\n\r\n", (503, "")),
+        (b"HTTP/1.1 200 OK\r\nX: y\r\n", (0, "")),
+        (b'{"name": "x"}\n', (0, "")),
+        (b"SSH-2.0-x 200\r\n\r\n", (0, "")),
+        (b"\r\n\r\n", (0, "")),
+        (b"HTTP/1.1\r\n\r\n", (0, "")),
+        (b"", (0, "")),
+    ],
+)
+def test_answers_of_web_servers(data: bytes, answer: tuple[int, str]) -> None:
+    """Status and body of a whole answer; anything else is none."""
+    assert web_answer(data) == answer

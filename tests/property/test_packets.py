@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from kproxy.backends.iptables.endpoint_set import NAMES, sources
 from kproxy.backends.iptables.render import context_of, render_rules
 from kproxy.backends.iptables.walk import Fate, Walk, Walker, split_endpoint, steps_of
-from kproxy.config import Config, DetectLocal, Iptables
+from kproxy.config import Config
+from kproxy.config_sections import DetectLocal, Iptables
 from kproxy.core.events import Delta
 from kproxy.core.objects import Family, Node
 from kproxy.core.planner import Planner

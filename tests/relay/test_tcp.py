@@ -10,6 +10,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,6 +63,8 @@ def served_by(lab: Lab, client: socket.socket) -> int:
         return bool(found)
 
     until(look)
+    for endpoint in lab.endpoints:
+        endpoint.settimeout(PATIENCE)
     assert all_of(client) == b""
     client.close()
     (number,) = found
@@ -112,6 +115,86 @@ def test_lists_of_fronts(relays: ModuleType):
         _, local = another_front(lab, relays.LOCAL)
         assert {served_by(lab, lab.client()) for _ in range(6)} == {0, 1, 2}
         assert {served_by(lab, client_from(lab, HOST, local)) for _ in range(6)} == {2, 3}
+
+
+#: Weights of three endpoints, and how often each is served in so many connections from the start of
+#: a list: a hundred rounds of the heaviest, or what the greatest common divisor leaves of them.
+BY_WEIGHT = [
+    ((100, 100, 100), 12, (4, 4, 4)),
+    ((20, 20, 20), 12, (4, 4, 4)),
+    ((100, 50, 25), 7, (4, 2, 1)),
+    ((100, 100, 5), 41, (20, 20, 1)),
+    ((100, 5, 5), 22, (20, 1, 1)),
+    ((3, 2, 1), 6, (3, 2, 1)),
+]
+
+
+@pytest.mark.parametrize(("weights", "connections", "served"), BY_WEIGHT)
+def test_round_robin_by_weight(
+    relays: ModuleType,
+    weights: tuple[int, ...],
+    connections: int,
+    served: tuple[int, ...],
+):
+    """Each has its share of the turns, to the very turn, wherever one begins to count."""
+    with relaying(relays, endpoints=3) as lab:
+        places = [each.getsockname() for each in lab.endpoints]
+        lab.relay.set_endpoints(lab.service, places, [0, 1, 2], [], weights)
+        for _ in range(2):
+            found = [served_by(lab, lab.client()) for _ in range(connections)]
+            assert tuple(found.count(one) for one in range(3)) == served
+
+
+def test_light_endpoints_take_turns_apart(relays: ModuleType):
+    """Two of a fifth of the third one's weight are not served in the same round through the list:
+    no burst of both."""
+    with relaying(relays, endpoints=3) as lab:
+        places = [each.getsockname() for each in lab.endpoints]
+        lab.relay.set_endpoints(lab.service, places, [0, 1, 2], [], (100, 20, 20))
+        found = [served_by(lab, lab.client()) for _ in range(28)]
+        light = [at for at, one in enumerate(found) if one]
+        assert len(light) == 8
+        assert all(later - earlier > 1 for earlier, later in pairwise(light))
+
+
+def test_further_tries_by_weight(relays: ModuleType):
+    """Who met a dead endpoint goes on to the others by their weights as well; when nobody is left,
+    that is found out however light they are."""
+    with relaying(relays, endpoints=2) as lab:
+        places = [*(each.getsockname() for each in lab.endpoints), nobody()]
+        lab.relay.set_endpoints(lab.service, places, [0, 1, 2], [], (100, 10, 100))
+        found = [served_by(lab, lab.client()) for _ in range(42)]
+        assert 2 <= found.count(1) <= 6
+        lab.relay.set_endpoints(lab.service, [nobody(), nobody()], [0, 1], [], (100, 1))
+        assert turned_away(lab.place)
+
+
+def test_other_weights_alone(relays: ModuleType):
+    """Neither the order of a list nor anybody's affinity changes, and flows go on."""
+    sources = [f"127.0.0.{last}" for last in range(11, 15)]
+    with relaying(relays, endpoints=4) as lab:
+        places = [each.getsockname() for each in lab.endpoints]
+        order = [served_by(lab, lab.client()) for _ in range(4)]
+        lab.relay.set_service(lab.service, affinity_seconds=1000)
+        assert [served_by(lab, client_from(lab, source)) for source in sources] == order
+        flow = client_from(lab, sources[0])
+        server = lab.accepted(lab.endpoints[order[0]])
+        for weights in ((100, 100, 5, 100), (7, 100, 100, 100), ()):
+            lab.relay.set_endpoints(lab.service, places, range(4), (), weights)
+            assert [served_by(lab, client_from(lab, source)) for source in sources] == order
+            carried(flow, server, b"question")
+            carried(server, flow, b"answer")
+        lab.relay.set_service(lab.service)
+        assert [served_by(lab, lab.client()) for _ in range(4)] == order
+
+
+@pytest.mark.parametrize("weights", [(1,), (0, 100), (100, 101)])
+def test_weights_that_make_no_sense(relays: ModuleType, weights: tuple[int, ...]):
+    """One for each endpoint, from 1 to 100."""
+    with relaying(relays, endpoints=2) as lab:
+        places = [each.getsockname() for each in lab.endpoints]
+        with pytest.raises(ValueError, match="weight"):
+            lab.relay.set_endpoints(lab.service, places, [0, 1], [], weights)
 
 
 def test_further_tries_do_not_take_turns(relays: ModuleType):

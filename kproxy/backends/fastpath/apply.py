@@ -11,15 +11,16 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from kproxy import logs
-from kproxy.backends.base import Applied
+from kproxy.backends.base import Applied, Finding
 from kproxy.backends.fastpath import estate, host, steer
 from kproxy.backends.fastpath.carrier import Carrier
 from kproxy.backends.fastpath.door import OUTLIVING, SteerDoor
 from kproxy.backends.fastpath.estate import Estate
 from kproxy.backends.fastpath.figures import EngineFigures, figures_of
 from kproxy.backends.fastpath.held import Held, Patch, diff, settled
-from kproxy.backends.fastpath.render import Desired, render
+from kproxy.backends.fastpath.render import Desired, check_members, render
 from kproxy.backends.fastpath.seed import kept_seed
+from kproxy.backends.fastpath.steer import CHECKS
 from kproxy.backends.xtables.localnet import ROUTE_LOCALNET
 from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import FastpathSettings, LocalDetector, Snapshot
@@ -101,6 +102,11 @@ class FastpathBackend:
         carrier = self._carrier
         return () if carrier is None else (figures_of(carrier),)
 
+    def findings(self) -> list[Finding]:
+        """See :class:`kproxy.backends.base.Witnessing`."""
+        carrier = self._carrier
+        return [] if carrier is None else carrier.findings()
+
     # --- from plan to kernel ---
 
     def probe(self) -> None:
@@ -117,7 +123,7 @@ class FastpathBackend:
             parts=self.door.parts(),
             sysctls=self.door.sysctls(),
             frame=frame,
-            sets=sets,
+            sets={**sets, CHECKS: check_members(self.door.gate.numbers())},
             services={} if carrier is None else carrier.services,
             node=None if carrier is None else carrier.node,
             pods_moved=self._pods_moved(),
@@ -146,6 +152,8 @@ class FastpathBackend:
         if script := self._script(patch):
             self.door.run(script)
             transactions = 1
+        if CHECKS in patch.added or CHECKS in patch.gone:
+            transactions += self.door.gate.let(patch.desired.checks)
         # After the guard: route_localnet would open 127.0.0.1 to neighbours.
         self.door.set(patch.unset & OUTLIVING)
         if patch.chains and self.family is Family.IPV4 and not patch.desired.frame.localhost:
@@ -221,5 +229,5 @@ def clean(door: SteerDoor, kept: Collection[str] = ()) -> bool:
     if door.stands():
         # Else they are not this mode's: --conntrack-tcp-be-liberal sets one of them as well.
         door.forget(OUTLIVING - set(kept))
-    found = door.delete_table()
+    found = door.delete_table() | door.gate.take()
     return door.take() or found

@@ -17,9 +17,11 @@ import msgspec
 
 from kproxy import logs
 from kproxy._fastpath import Engine, Pump, leave_flows, take_flows
+from kproxy.backends.base import Finding, Outcome
 from kproxy.backends.fastpath import tables
 from kproxy.backends.fastpath.alarm import ALARM
 from kproxy.backends.fastpath.plan import range_of
+from kproxy.backends.fastpath.render import text_of
 from kproxy.backends.fastpath.steer import DEVICES
 from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import FastpathSettings
@@ -37,6 +39,9 @@ MOST_WORKERS = 4
 #: Nanoseconds that a thread looks for the next packet before it sleeps. Waking it takes longer than
 #: a connection's next packet, which is usually there by then.
 SPIN = 20_000
+
+#: The engine's findings in the words of all modes, in the order of core.twin.retry.Finding.
+OUTCOMES = (Outcome.REFUSED, Outcome.TIMEOUT, Outcome.UNREACHABLE, Outcome.OK)
 
 #: Seconds between two looks whether endpoints that are gone have no flows left.
 REAP = 5.0
@@ -178,6 +183,24 @@ class Carrier:
             for name, count in pump.figures().items():
                 whole[name] = whole.get(name, 0) + count
         return whole
+
+    def findings(self) -> list[Finding]:
+        """What first SYNs told of endpoints since this was last asked; what they told of services
+        that are gone is dropped. For any thread."""
+        told = self.engine.take_verdicts()
+        if not told:
+            return []
+        names = {number: name for name, number in list(self._numbers.items())}
+        return [
+            Finding(
+                names[number],
+                text_of(place[:-2]),
+                int.from_bytes(place[-2:]),
+                OUTCOMES[found],
+            )
+            for number, place, found in told
+            if number in names
+        ]
 
     def numbers(self) -> Iterable[tuple[PortName, int]]:
         """Service ports in force, with the engine's numbers of them."""

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from kproxy.backends.fastpath import steer
+from kproxy.backends.fastpath.gate import Gate
 from kproxy.backends.fastpath.held import Members
 from kproxy.backends.fastpath.steer import (
     HOSTS,
@@ -50,6 +51,7 @@ class SteerDoor:
         self.family = family
         self.plan = steer.plan(family)
         self.records = records
+        self.gate = Gate(family)
 
     # --- device, route, rules ---
 

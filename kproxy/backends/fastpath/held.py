@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from kproxy.backends.fastpath import steer
 from kproxy.backends.fastpath.plan import differences
-from kproxy.backends.fastpath.render import Desired, changed_names, sets_of
-from kproxy.backends.fastpath.steer import HOSTS, Frame, Member, minus
+from kproxy.backends.fastpath.render import Desired, changed_names, check_members, sets_of
+from kproxy.backends.fastpath.steer import CHECKS, HOSTS, Frame, Member, minus
 from kproxy.core.objects import PortName, Value
 from kproxy.core.steering import Part, wanted
 from kproxy.core.twin.values import NodeTable, ServiceTable
@@ -161,6 +161,7 @@ def _set_changes(old: Desired, new: Desired) -> tuple[Members, Members]:
     names = changed_names(old.places, new.places)
     before, after = sets_of(old.places, names), sets_of(new.places, names)
     before[HOSTS], after[HOSTS] = old.hosts, new.hosts
+    before[CHECKS], after[CHECKS] = check_members(old.checks), check_members(new.checks)
     return minus(after, before), minus(before, after)
 
 

@@ -8,7 +8,8 @@ change keeps its table, so that the work follows the change.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import gcd
 
 from kproxy.core.objects import Family, PortName, Protocol, Value
 from kproxy.core.policy import Client, Entry, Use, Verdict, treatment, verdict
@@ -33,6 +34,7 @@ from kproxy.core.ways import packed, permitted
 #: By it a Service chooses how endpoints are picked, one of :data:`ALGORITHMS`.
 SCHEDULER_ANNOTATION = "kproxy/fastpath-scheduler"
 #: By it a Service weighs its endpoints: ``10.180.0.1=3, 10.180.0.2=1``; 1 for those not named.
+#: One that starts slowly has its part of that.
 WEIGHTS_ANNOTATION = "kproxy/fastpath-weights"
 
 ALGORITHMS = {
@@ -134,18 +136,30 @@ def _members(plan: PortPlan, weights: Mapping[str, int]) -> tuple[Member, ...]:
     sets = plan.endpoints
     # With nobody usable anywhere the sets are empty, and who comes is refused.
     cluster, local = (_places(chosen or ()) for chosen in (sets.cluster, sets.local))
+    everyone = (*sets.all, *sets.spared)
     found: dict[tuple[str, int], Member] = {}
-    for endpoint in (*sets.all, *sets.spared):
+    for endpoint, weight in zip(everyone, _weighed(everyone, weights), strict=True):
         place = endpoint.ip, endpoint.port
         found[place] = Member(
             packed(endpoint.ip),
             endpoint.port,
-            weights.get(endpoint.ip, 1),
+            weight,
             place in cluster,
             place in local,
             endpoint.local,
         )
     return tuple(sorted(found.values(), key=_place))
+
+
+def _weighed(endpoints: Sequence[Endpoint], weights: Mapping[str, int]) -> list[int]:
+    """Both weights of each as one, from 1 to :data:`MOST_WEIGHT`; the Service's own where nobody
+    starts slowly."""
+    unit = gcd(*[endpoint.weight for endpoint in endpoints])
+    made = [weights.get(endpoint.ip, 1) * (endpoint.weight // unit) for endpoint in endpoints]
+    most = max(made, default=1)
+    if most <= MOST_WEIGHT:
+        return made
+    return [max(1, weight * MOST_WEIGHT // most) for weight in made]
 
 
 def _place(member: Member) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from kproxy.backends.fastpath.plan import Tables, node_table, plan_tables
 from kproxy.backends.fastpath.steer import (
+    CHECKS,
     HIDING_PORTS,
     HOSTS,
     PORTS,
@@ -34,16 +35,24 @@ class Desired:
     """All that has to stand for one Snapshot. Not edited after it is made.
 
     ``node`` is without the pods of a detector that looks at interfaces: what is behind them says
-    the kernel. ``places`` are members of the sets.
+    the kernel. ``places`` are members of the sets, ``checks`` health check node ports.
     """
 
-    __slots__ = ("_sets", "detector", "frame", "hosts", "node", "places", "tables")
+    __slots__ = ("_sets", "checks", "detector", "frame", "hosts", "node", "places", "tables")
 
-    def __init__(self, tables: Tables, node: NodeTable, frame: Frame, places: Places) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        node: NodeTable,
+        frame: Frame,
+        places: Places,
+        checks: frozenset[int] = frozenset(),
+    ) -> None:
         self.tables = tables
         self.node = node
         self.frame = frame
         self.places = places
+        self.checks = checks
         self.hosts: frozenset[Member] = frozenset(map(text_of, node.node_ports))
         self.detector = _by_interface(tables.snapshot.settings)
         self._sets: dict[str, frozenset[Member]] | None = None
@@ -56,7 +65,8 @@ class Desired:
     def sets(self) -> dict[str, frozenset[Member]]:
         """All members, by set."""
         if self._sets is None:
-            self._sets = merged((*self.places.values(), {HOSTS: self.hosts}))
+            whole = {HOSTS: self.hosts, CHECKS: check_members(self.checks)}
+            self._sets = merged((*self.places.values(), whole))
         return self._sets
 
 
@@ -68,7 +78,28 @@ def render(snapshot: Snapshot, previous: Desired | None) -> Desired:
     if previous is not None and previous.node == node:
         node = previous.node
     frame = Frame(family, node.localhost)
-    return Desired(tables, node, frame, _places(snapshot, previous))
+    return Desired(tables, node, frame, _places(snapshot, previous), _checks(snapshot, previous))
+
+
+def check_members(numbers: Iterable[int]) -> frozenset[Member]:
+    """Health check node ports as members."""
+    return frozenset([("tcp", number) for number in numbers])
+
+
+def _checks(snapshot: Snapshot, previous: Desired | None) -> frozenset[int]:
+    """Service ports of one Service share theirs, so one that goes tells nothing by itself."""
+    if previous is not None and snapshot.base == previous.snapshot.generation:
+        before, after = previous.snapshot.ports, snapshot.ports
+        names = snapshot.changed | snapshot.removed
+        if not any(
+            plan.health_check_node_port
+            for ports in (before, after)
+            for name in names
+            if (plan := ports.get(name)) is not None
+        ):
+            return previous.checks
+    numbers = frozenset([plan.health_check_node_port for plan in snapshot.ports.values()])
+    return numbers - {0}
 
 
 def _places(snapshot: Snapshot, previous: Desired | None) -> Places:

@@ -50,6 +50,8 @@ WORD = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 _KEY = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
 
 SERVICES, PORTS, HOSTS = "services", "ports", "hosts"
+#: No set of the table: health check node ports, see :mod:`kproxy.backends.fastpath.gate`.
+CHECKS = "checks"
 
 #: A member of a set, as nft writes it: (address, protocol, port), (protocol, port), or address.
 Member = tuple[str, str, int] | tuple[str, int] | str
@@ -189,7 +191,7 @@ def minus(one: Sets, other: Sets) -> dict[str, frozenset[Member]]:
 
 def merged(parts: Iterable[Sets]) -> dict[str, frozenset[Member]]:
     """All of them together, each set named."""
-    whole: dict[str, set[Member]] = {SERVICES: set(), PORTS: set(), HOSTS: set()}
+    whole: dict[str, set[Member]] = {name: set() for name in (SERVICES, PORTS, HOSTS, CHECKS)}
     for part in parts:
         for name, members in part.items():
             whole[name].update(members)

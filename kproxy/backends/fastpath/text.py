@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kproxy.backends.fastpath import steer
+from kproxy.backends.fastpath import rules, steer
 from kproxy.backends.fastpath.render import Desired, render, text_of
 from kproxy.core.objects import PortName
 from kproxy.core.snapshot import Snapshot
@@ -37,6 +37,9 @@ def text(snapshot: Snapshot) -> Iterator[str]:
     yield "\n# nft -f\n"
     yield steer.skeleton(desired.frame)
     yield steer.changes(snapshot.family, desired.sets, {})
+    if desired.checks:
+        yield "\n# iptables-restore --noflush\n"
+        yield from rules.script(desired.checks, snapshot.family, leads=False)
 
 
 def _service(name: PortName, table: ServiceTable) -> Iterator[str]:

@@ -23,13 +23,14 @@ from kproxy.backends.iptables.service import (
     PortChains,
     affinity_rule,
     chain_rules,
+    chances,
     choice_rule,
     dispatch_rules,
     endpoint_rules,
     service_rules,
 )
 from kproxy.backends.xtables.rules import Rule, Table
-from kproxy.backends.xtables.text import host, line, lines, probability
+from kproxy.backends.xtables.text import host, line, lines
 from kproxy.core.objects import PortName
 from kproxy.core.snapshot import PortPlan, Snapshot
 from kproxy.core.tally import Tally
@@ -104,10 +105,11 @@ def _chain_texts(plan: PortPlan, names: PortChains, context: Context) -> dict[st
                 .replace(_END, end)
             )
     for chain, head in chain_rules(plan, names, context):
-        ends = [str(endpoint) for endpoint in sets.get(chain) or ()]
+        endpoints = sets.get(chain) or ()
+        ends = [str(endpoint) for endpoint in endpoints]
         chosen = [(end, targets[end]) for end in ends]
         texts[chain] = lines(head, context.family) + _choice_text(
-            plan, names, chain, chosen, context
+            plan, names, chain, chosen, chances(endpoints), context
         )
     return texts
 
@@ -117,6 +119,7 @@ def _choice_text(
     names: PortChains,
     chain: str,
     targets: Sequence[tuple[str, str]],
+    odds: Sequence[str],
     context: Context,
 ) -> str:
     """The text of service.choice_rules."""
@@ -131,10 +134,8 @@ def _choice_text(
         sticky = shape(affinity_rule(plan, names, chain, _END, _CHAIN, context))
         texts = [sticky.replace(_END, end).replace(_CHAIN, target) for end, target in targets]
     chance = shape(choice_rule(names, chain, _END, _CHAIN, _CHANCE, context))
-    count = len(targets)
-    for index, (end, target) in enumerate(targets[:-1]):
-        odds = probability(count - index)
-        texts.append(chance.replace(_END, end).replace(_CHAIN, target).replace(_CHANCE, odds))
+    for (end, target), each in zip(targets[:-1], odds):
+        texts.append(chance.replace(_END, end).replace(_CHAIN, target).replace(_CHANCE, each))
     end, target = targets[-1]
     texts.append(shape(choice_rule(names, chain, end, target, "", context)))
     return "".join(texts)

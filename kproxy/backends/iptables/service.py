@@ -314,17 +314,27 @@ def _contains_node(ranges: Sequence[str], addresses: Sequence[str]) -> bool:
 def choice_rules(
     plan: PortPlan, names: PortChains, chain: str, endpoints: Sequence[Endpoint], context: Context
 ) -> list[Rule]:
-    """Affinity first, then each endpoint with the chance that is left: 1/n, 1/(n-1), …, 1."""
+    """Affinity first, then each endpoint with its chance (:func:`chances`)."""
     ends = [str(endpoint) for endpoint in endpoints]
     targets = list(zip(ends, chains.endpoint_chains(plan.name, ends), strict=True))
     rules = []
     if plan.affinity_seconds is not None:
         rules += [affinity_rule(plan, names, chain, *each, context) for each in targets]
-    count = len(targets)
-    for index, (end, target) in enumerate(targets):
-        chance = probability(count - index) if index < count - 1 else ""
+    for (end, target), chance in zip(targets, chances(endpoints), strict=True):
         rules.append(choice_rule(names, chain, end, target, chance, context))
     return rules
+
+
+def chances(endpoints: Sequence[Endpoint]) -> list[str]:
+    """The probability of each, should none before it have been chosen; "" for the last: in any
+    case. That is its weight's part of what is left: 1/n, 1/(n-1), … where all weigh the same."""
+    weights = [endpoint.weight for endpoint in endpoints]
+    left = sum(weights)
+    found = []
+    for weight in weights[:-1]:
+        found.append(probability(left, weight))
+        left -= weight
+    return [*found, ""] if weights else []
 
 
 def affinity_rule(

@@ -272,7 +272,7 @@ class _Work:
         self.removals: list[Order] = []
 
     def between(self, key: bytes, new: Virtual | None, old: Virtual | None) -> None:
-        """From what is believed: weights and forwarding are as they should be."""
+        """From what is believed: weights and forwarding are as they were to be."""
         if new is None:
             if old is not None:
                 self.removals.append(Order(Verb.REMOVE_SERVER, key))
@@ -282,10 +282,13 @@ class _Work:
             return
         if new.scheduling != old.scheduling:
             self.orders.append(Order(Verb.SET_SERVER, key, scheduling=new.scheduling))
-        if new.reals != old.reals:
-            there = frozenset(old.reals)
-            self._come(key, [real for real in new.reals if real not in there])
-            for real in there.difference(new.reals):
+        if (new.reals, new.weights) != (old.reals, old.weights):
+            there = dict(old.weighed)
+            self._come(key, [each for each in new.weighed if each[0] not in there])
+            for real, weight in new.weighed:
+                if there.get(real, weight) != weight:
+                    self.orders.append(Order(Verb.SET_REAL, key, real, weight))
+            for real in there.keys() - new.reals:
                 self._go(key, real)
 
     def from_held(self, key: bytes, new: Virtual, held: HeldServer | None, prefix: int) -> None:
@@ -295,21 +298,21 @@ class _Work:
             return
         if (held.scheduling, held.prefix) != (new.scheduling, prefix):
             self.orders.append(Order(Verb.SET_SERVER, key, scheduling=new.scheduling))
-        self._come(key, [real for real in new.reals if real not in held.reals])
-        for real in new.reals:
+        self._come(key, [each for each in new.weighed if each[0] not in held.reals])
+        for real, weight in new.weighed:
             known = held.reals.get(real)
-            if known is not None and (known.weight, known.forwarding) != (1, MASQUERADE):
-                self.orders.append(Order(Verb.SET_REAL, key, real))
+            if known is not None and (known.weight, known.forwarding) != (weight, MASQUERADE):
+                self.orders.append(Order(Verb.SET_REAL, key, real, weight))
         for real in held.reals.keys() - new.reals:
             if held.reals[real].weight or key[-1] != TCP:
                 self._go(key, real)
 
     def _add(self, key: bytes, new: Virtual) -> None:
         self.orders.append(Order(Verb.ADD_SERVER, key, scheduling=new.scheduling))
-        self._come(key, new.reals)
+        self._come(key, new.weighed)
 
-    def _come(self, key: bytes, reals: Iterable[bytes]) -> None:
-        self.orders += [Order(Verb.ADD_REAL, key, real) for real in reals]
+    def _come(self, key: bytes, reals: Iterable[tuple[bytes, int]]) -> None:
+        self.orders += [Order(Verb.ADD_REAL, key, real, weight) for real, weight in reals]
 
     def _go(self, key: bytes, real: bytes) -> None:
         """UDP and SCTP have nothing to wait for: what is gone cannot answer."""

@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from kproxy.backends.ipvs import sets
+from kproxy.backends.ipvs.plan import Virtual
 from kproxy.backends.ipvs.render import Desired
 from kproxy.backends.xtables import ruleset
 from kproxy.backends.xtables.ruleset import RulesHeld
@@ -119,11 +120,20 @@ def settled(desired: Desired) -> Held:
 
 
 def _servers(desired: Desired) -> dict[bytes, HeldServer]:
-    prefix, real = FULL_PREFIX[desired.context.family], HeldReal(1, forms.MASQUERADE)
+    prefix = FULL_PREFIX[desired.context.family]
     return {
-        key: HeldServer(virtual.scheduling, prefix, dict.fromkeys(virtual.reals, real))
+        key: HeldServer(virtual.scheduling, prefix, _reals(virtual))
         for key, (virtual, _) in desired.servers.items()
     }
+
+
+_USUAL = HeldReal(1, forms.MASQUERADE)
+
+
+def _reals(virtual: Virtual) -> dict[bytes, HeldReal]:
+    if not virtual.weights:
+        return dict.fromkeys(virtual.reals, _USUAL)
+    return {real: HeldReal(weight, forms.MASQUERADE) for real, weight in virtual.weighed}
 
 
 def wanted_sets(desired: Desired) -> dict[str, AbstractSet[bytes]]:

@@ -8,9 +8,11 @@ gets, and which clients the rules then keep away (:data:`sets.NO_ENDPOINT`,
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from ipaddress import ip_address, ip_network
+from itertools import repeat
+from math import gcd
 
 from kproxy.backends.ipvs import sets
 from kproxy.core import servers
@@ -23,6 +25,20 @@ from kproxy.core.snapshot import Endpoint, NodeSettings, PortPlan
 #: one address are spread as well.
 _FLAGS: Mapping[str, int] = {"mh": servers.MH_PORT}
 
+#: Schedulers that look at no weights -> their likes that do, for services whose endpoints start
+#: slowly, from the first moment: while the kernel changes a scheduler it refuses new connections.
+WEIGHTED: Mapping[str, str] = {"rr": "wrr", "lc": "wlc"}
+
+#: Schedulers to which a weight is no share: nothing at all, a rank, a limit of connections.
+UNWEIGHTED = frozenset({"rr", "lc", "dh", "fo", "ovf"})
+
+#: sh hands its 256 buckets out in turn, as many at a time as the weight says: with more in all the
+#: last ones would get none.
+_MOST_WEIGHT = {"sh": 256}
+
+#: Slow start goes in twentieths: counted in them, those that are up keep their weight all along.
+_TWENTIETH = 5
+
 #: Node ports that answer on loopback only have their servers here, where the node itself can
 #: reach them and nobody else: as any address on the dummy device it is closed to others but for
 #: VIPs. It is the "IPv4 dummy address", which is no packet's destination anywhere (RFC 7600).
@@ -33,10 +49,19 @@ _CODES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 
 class Virtual(Value, frozen=True, gc=False):
-    """A virtual server as it should be: how it schedules, and the keys of its real ones."""
+    """A virtual server as it should be: how it schedules, and the keys of its real ones.
+
+    ``weights`` are theirs, () where each has 1.
+    """
 
     scheduling: Scheduling
     reals: tuple[bytes, ...]
+    weights: tuple[int, ...] = ()
+
+    @property
+    def weighed(self) -> Iterable[tuple[bytes, int]]:
+        """(real key, weight)."""
+        return zip(self.reals, self.weights or repeat(1))
 
 
 class Ways(Value, frozen=True, gc=False):
@@ -79,11 +104,13 @@ class Block:
     """The share of one service port. Each part is made when somebody first looks at it.
 
     ``servers`` by server key, ``members`` by set (without the family's prefix), ``addresses`` to be
-    bound on the dummy device. ``taken``: see :func:`ways_of`.
+    bound on the dummy device. ``taken``: see :func:`ways_of`. ``ramps``: its endpoints start
+    slowly.
     """
 
     __slots__ = (
-        "_addresses", "_members", "_servers", "_ways", "family", "plan", "settings", "taken",
+        "_addresses", "_members", "_servers", "_ways", "family", "plan", "ramps", "settings",
+        "taken",
     )  # fmt: skip
 
     def __init__(
@@ -92,8 +119,11 @@ class Block:
         family: Family,
         settings: NodeSettings,
         taken: frozenset[bytes] = frozenset(),
+        *,
+        ramps: bool = False,
     ) -> None:
         self.plan = plan
+        self.ramps = ramps
         self.family = family
         self.settings = settings
         self.taken = taken
@@ -133,18 +163,34 @@ class Block:
             self._addresses = bound(self.plan, self.settings)
         return self._addresses
 
-    def _virtual(self, endpoints: Iterable[Endpoint]) -> Virtual:
-        return Virtual(scheduling_of(self.plan, self.settings), real_keys(endpoints, self.family))
+    def _virtual(self, endpoints: Sequence[Endpoint]) -> Virtual:
+        scheduling = scheduling_of(self.plan, self.settings, ramps=self.ramps)
+        weights = weights_of(endpoints, scheduling.scheduler)
+        return Virtual(scheduling, real_keys(endpoints, self.family), weights)
 
 
-def scheduling_of(plan: PortPlan, settings: NodeSettings) -> Scheduling:
-    """The service's scheduler, else the node's; affinity is persistence."""
+def scheduling_of(plan: PortPlan, settings: NodeSettings, *, ramps: bool = False) -> Scheduling:
+    """The service's scheduler, else the node's; affinity is persistence. ``ramps``: see
+    :data:`WEIGHTED`."""
     own = dict(plan.annotations).get(servers.SCHEDULER_ANNOTATION)
     scheduler = own or settings.ipvs.scheduler
+    if ramps:
+        scheduler = WEIGHTED.get(scheduler, scheduler)
     flags, timeout = _FLAGS.get(scheduler, 0), 0
     if plan.affinity_seconds is not None:
         flags, timeout = flags | servers.PERSISTENT, plan.affinity_seconds
     return Scheduling(scheduler, flags, timeout)
+
+
+def weights_of(endpoints: Iterable[Endpoint], scheduler: str) -> tuple[int, ...]:
+    """In the order of the endpoints; () where all are to have 1. Never 0: that means draining."""
+    weights = [endpoint.weight for endpoint in endpoints]
+    if len(set(weights)) < 2 or scheduler in UNWEIGHTED:
+        return ()
+    unit = gcd(_TWENTIETH, *weights)
+    if sum(weights) // unit > _MOST_WEIGHT.get(scheduler, sum(weights)):
+        return ()
+    return tuple([weight // unit for weight in weights])
 
 
 def inside(plan: PortPlan) -> tuple[Endpoint, ...]:

@@ -180,6 +180,7 @@ def _blocks(
             block is None
             or (block.plan is not plan and block.plan != plan)
             or block.taken != _from_others(plan, taken)
+            or block.ramps != _ramps(snapshot, name)
         ):
             block = _block(snapshot, name, taken)
         blocks[name] = block
@@ -188,7 +189,20 @@ def _blocks(
 
 def _block(snapshot: Snapshot, name: PortName, taken: Taken) -> Block:
     plan = snapshot.ports[name]
-    return Block(plan, snapshot.family, snapshot.settings, _from_others(plan, taken))
+    return Block(
+        plan,
+        snapshot.family,
+        snapshot.settings,
+        _from_others(plan, taken),
+        ramps=_ramps(snapshot, name),
+    )
+
+
+def _ramps(snapshot: Snapshot, name: PortName) -> bool:
+    """Whether its endpoints start slowly: the annotation or the settings say, and with either all
+    of the service port is planned anew."""
+    health = snapshot.health.get(name)
+    return health is not None and health.policy.slow_start > 0
 
 
 _NOTHING: frozenset[bytes] = frozenset()

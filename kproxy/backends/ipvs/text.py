@@ -78,8 +78,8 @@ def servers(desired: Desired) -> Iterator[str]:
                 continue
             where = f"{_PROTOCOLS[protocol_text(key[-1])]} {_place(key[:-1])}"
             yield f"-A {where} {_scheduling(virtual.scheduling)}\n"
-            for real in virtual.reals:
-                yield f"-a {where} -r {_place(real)} -m -w 1\n"
+            for real, weight in virtual.weighed:
+                yield f"-a {where} -r {_place(real)} -m -w {weight}\n"
 
 
 def addresses(desired: Desired) -> Iterator[str]:

@@ -9,13 +9,15 @@ clients of a missing front are refused.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Protocol
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
 from kproxy import logs
-from kproxy.backends.base import Applied
-from kproxy.backends.userspace import host
+from kproxy.backends.base import Applied, Finding
+from kproxy.backends.userspace import host, sizes
 from kproxy.backends.userspace.chains import LAYOUT
+from kproxy.backends.userspace.cleanup import clean
 from kproxy.backends.userspace.diff import (
     Patch,
     RulesPatch,
@@ -29,14 +31,13 @@ from kproxy.backends.userspace.diff import (
 from kproxy.backends.userspace.found import ports_in
 from kproxy.backends.userspace.held import Held, Relaying, rows_of, settled
 from kproxy.backends.userspace.plan import Front, NodePort, Service, Serving
+from kproxy.backends.userspace.relays import Relays, Standing
 from kproxy.backends.userspace.render import SYSCTLS, Desired, render
 from kproxy.backends.userspace.stale import RelayFlows
-from kproxy.backends.xtables.cleanup import cleanup_calls
 from kproxy.backends.xtables.door import Door, ToolDoor, of_both_variants
 from kproxy.backends.xtables.found import find
-from kproxy.backends.xtables.layout import Layout, Place
 from kproxy.backends.xtables.refusal import refusal
-from kproxy.backends.xtables.saved import Line, parse
+from kproxy.backends.xtables.saved import Line, entries, grown, parse
 from kproxy.backends.xtables.script import Tally, chunks
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family, PortName
@@ -45,33 +46,6 @@ from kproxy.core.snapshot import Snapshot, UserspaceSettings
 from kproxy.errors import CommandError, KernelError
 
 _log = logs.get("userspace")
-
-
-class Standing(Protocol):
-    """A service port as the relay serves it."""
-
-    @property
-    def service(self) -> Service: ...
-    @property
-    def ports(self) -> Mapping[Use, int]: ...
-
-
-class Relays(Protocol):
-    """What the backend needs of a relay; see :class:`kproxy.backends.userspace.door.RelayDoor`."""
-
-    @property
-    def held(self) -> frozenset[NodePort]: ...
-    def running(self) -> Mapping[PortName, Standing]: ...
-    def remember(self, ports: Mapping[Front, int]) -> None: ...
-    @property
-    def deaf(self) -> bool: ...
-    def put(self, services: Iterable[Service], *, deaf: bool = False) -> Mapping[PortName, str]: ...
-    def hear(self) -> None: ...
-    def shut(self, fronts: Iterable[Front]) -> None: ...
-    def drop(self, names: Iterable[PortName]) -> None: ...
-    def hold(self, ports: Iterable[NodePort]) -> Mapping[NodePort, str]: ...
-    def release(self, ports: Iterable[NodePort]) -> None: ...
-    def close(self) -> None: ...
 
 
 class UserspaceBackend:
@@ -105,6 +79,14 @@ class UserspaceBackend:
         self._unset: set[tuple[str, str | None]] = set()
         #: The lines in force of each service port, after a good apply.
         self._lines: dict[PortName, tuple[Line, ...]] = {}
+        #: Fronts that the last change gave up.
+        self._freed = 0
+        self._entries: dict[str, int] | None = None
+
+    @property
+    def entries(self) -> Mapping[str, int] | None:
+        """See :class:`kproxy.backends.base.Counting`. nf_tables counts transactions instead."""
+        return self._entries
 
     @property
     def relay(self) -> Relays:
@@ -118,6 +100,10 @@ class UserspaceBackend:
     def relay(self, relay: Relays) -> None:
         self._relay = relay
 
+    def findings(self) -> list[Finding]:
+        """See :class:`kproxy.backends.base.Witnessing`."""
+        return self._relay.findings() if self._relay is not None else []
+
     def probe(self) -> None:
         host.probe(self.family, self.variant)
 
@@ -128,9 +114,11 @@ class UserspaceBackend:
     def read(self) -> Held:
         """The rules, and what the relay has. What could not be had is tried again for this."""
         self._retry()
-        rules = find(parse(self.door.save()), LAYOUT, self.family)
+        saved = parse(self.door.save())
+        if self.variant is Variant.LEGACY:
+            self._entries = entries(saved)
         return Held(
-            rules=rules,
+            rules=find(saved, LAYOUT, self.family),
             relaying=self._relaying(),
             sysctls=self._sysctls(),
         )
@@ -169,6 +157,7 @@ class UserspaceBackend:
             serving={name: _serving(each) for name, each in serving.items()},
             held=self.relay.held,
             refused=frozenset((*self._fronts, *self._node_ports)),
+            sources=self.relay.sources,
         )
 
     def settled(self, desired: Desired) -> Held:
@@ -216,7 +205,14 @@ class UserspaceBackend:
 
     def apply(self, patch: Patch) -> Applied:
         """Bring a patch about. When the rules are refused nothing of them has changed in the table
-        that was refused, and what the relay was to give up is served on."""
+        that was refused, and what the relay was to give up is served on. Ports that are given up
+        go to those that found none at once."""
+        applied = self._apply(patch)
+        again = self._waiting(patch)
+        return applied if again is None else sizes.both(applied, self._apply(again))
+
+    def _apply(self, patch: Patch) -> Applied:
+        before, self._entries = self._entries, None
         if patch.read is not None:
             self.relay.remember(ports_in(patch.read.rules))
         self._open(patch)
@@ -224,6 +220,7 @@ class UserspaceBackend:
         lines = self._lines_of(patch, relaying)
         counter = Tally()
         rules = self._rules(patch, relaying, lines)
+        gone = self._replaced(patch, rules) if before is not None else {}
         # Guarded before anybody is let in: a client that finds a relay port in between would keep
         # his connection, or his UDP session as long as he likes, whatever source ranges say.
         rules, unguarding = guards_last(rules)
@@ -241,6 +238,8 @@ class UserspaceBackend:
                 self._lines[name] = new
             else:
                 self._lines.pop(name, None)
+        if before is not None:
+            self._entries = grown(before, counter.entries, gone)
         return Applied(
             full=patch.full,
             written=counter.tables.total() + len(patch.put) + len(patch.drop),
@@ -264,6 +263,8 @@ class UserspaceBackend:
         self._fronts = {front: why for front, why in self._fronts.items() if front.name not in gone}
         for port in patch.release:
             self._node_ports.pop(port, None)
+        if patch.sources is not None:
+            self.relay.set_sources(patch.sources)
         self._hold(patch.hold)
         self._put(patch.put)
 
@@ -300,6 +301,30 @@ class UserspaceBackend:
         blocks = patch.desired.blocks.values()
         return lines_between(lines, old, lambda: rows_of(blocks, self._relaying()), patch.guard)
 
+    def _replaced(self, patch: Patch, rules: RulesPatch) -> Counter[str]:
+        found = patch.read
+        length = sizes.believed(self._lines) if found is None else sizes.found_in(found.rules)
+        return sizes.replaced(rules, length)
+
+    def _waiting(self, patch: Patch) -> Patch | None:
+        """What could not be had before this one gave fronts and node ports up; as many of those
+        that wait as may find something now."""
+        if not (self._freed or patch.release) or not (self._fronts or self._node_ports):
+            return None
+        blocks = patch.desired.blocks
+        waiting = dict.fromkeys(front.name for front in self._fronts)
+        names = list(islice((name for name in waiting if name in blocks), self._freed))
+        services = (blocks[name].service for name in names)
+        free = {(port.port, port.udp) for port in patch.release}
+        ports = tuple([port for port in self._node_ports if (port.port, port.udp) in free])
+        names += [name for name, block in blocks.items() if ports and block.node_port in ports]
+        put = tuple([service for service in services if service is not None])
+        if not (put or ports):
+            return None
+        for port in ports:
+            del self._node_ports[port]
+        return Patch(patch.desired, put=put, hold=ports, names=tuple(dict.fromkeys(names)))
+
     def _hear(self) -> None:
         try:
             self.relay.hear()
@@ -332,6 +357,9 @@ class UserspaceBackend:
             for use, _ in relaying.serving[service.name].ports
             if use not in service.uses
         ]
+        running = self.relay.running()
+        dropped = sum(len(running[name].ports) for name in patch.drop if name in running)
+        self._freed = len(fronts) + dropped
         if fronts:
             self.relay.shut(fronts)
         if patch.drop:
@@ -350,22 +378,6 @@ class UserspaceBackend:
         if self._relay is not None:
             self._relay.close()
         self._fronts, self._node_ports, self._lines = {}, {}, {}
-
-
-def clean(
-    door: Door,
-    family: Family,
-    variant: Variant,
-    spared: Layout | None = None,
-    kept: Collection[Place] = (),
-) -> bool:
-    """Take the rules of the mode away, but for what ``spared`` has as well and for chains that are
-    ``kept``; whether there were any."""
-    found, saved = False, parse(door.save())
-    for text in cleanup_calls(LAYOUT, saved, family, variant, spared=spared, kept=kept):
-        door.restore(chunks(text))
-        found = True
-    return found
 
 
 def _has(lines: Iterable[Line], row: str) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from kproxy.backends.base import Finding, Outcome
 from kproxy.backends.userspace.estate import Counters, EndpointCounters, Figures
 from kproxy.backends.userspace.plan import Front, Service
 from kproxy.backends.userspace.sockets import hear
@@ -183,6 +184,20 @@ class Carried:
                 counted.append(Counters(name, of_all, of_each))
         return Figures(self.family, relay.totals(), tuple(counted))
 
+    def findings(self) -> list[Finding]:
+        """What flows told of endpoints since this was last asked; what they told of services that
+        are gone is dropped. For any thread."""
+        relay = self._relay
+        told = relay.take_verdicts() if relay is not None else []
+        if not told:
+            return []
+        names = {served.id: name for name, served in list(self.services.items())}
+        return [
+            Finding(names[id_], ip, port, Outcome(outcome))
+            for id_, ip, port, outcome in told
+            if id_ in names
+        ]
+
     def close(self) -> None:
         """End every flow at once. May be called twice."""
         relay, self._relay = self._relay, None
@@ -202,11 +217,13 @@ def _manners(service: Service) -> tuple[int, bool]:
     return service.affinity_seconds, service.proxy_protocol
 
 
-_Endpoints = tuple[tuple[tuple[str, int], ...], tuple[int, ...], tuple[int, ...]]
+_Indexes = tuple[int, ...]
 
 
-def _endpoints(service: Service) -> _Endpoints:
-    return service.endpoints, service.cluster, service.local
+def _endpoints(
+    service: Service,
+) -> tuple[tuple[tuple[str, int], ...], _Indexes, _Indexes, tuple[int, ...]]:
+    return service.endpoints, service.cluster, service.local, service.weights
 
 
 def code_of(use: Use) -> int:

@@ -41,8 +41,9 @@ MOST_DELETIONS = 200
 class Patch(Value, frozen=True, eq=False):
     """A change. ``put`` services the relay serves from now on as they say, ``drop`` it no longer
     serves; node ports to ``hold`` and to ``release``; ``sysctls`` to set, once the ``guard``
-    stands. ``names``: the service ports of which rules may differ, when not all were compared.
-    ``read``: what the kernel held, when it was read for this."""
+    stands. ``sources``: other addresses to connect from, None: those that it has. ``names``: the
+    service ports of which rules may differ, when not all were compared. ``read``: what the kernel
+    held, when it was read for this."""
 
     desired: Desired
     put: tuple[Service, ...] = ()
@@ -52,12 +53,14 @@ class Patch(Value, frozen=True, eq=False):
     names: tuple[PortName, ...] = ()
     sysctls: tuple[tuple[str, str], ...] = ()
     guard: tuple[str, ...] = ()
+    sources: tuple[str, ...] | None = None
     read: Held | None = None
 
     def __bool__(self) -> bool:
         """Whether there is something to do besides what reading may have found in the rules."""
         relay = self.put or self.drop or self.hold or self.release
-        return bool(relay or self.names or self.sysctls or self.guard)
+        other = self.names or self.sysctls or self.guard or self.sources is not None
+        return bool(relay or other)
 
     @property
     def full(self) -> bool:
@@ -110,6 +113,7 @@ def _from_believed(desired: Desired, before: Desired) -> Patch | None:
         names=tuple(names),
         sysctls=tuple(sorted(desired.sysctls - before.sysctls)),
         guard=tuple([row for row in desired.guard if row not in before.guard]),
+        sources=None if desired.sources == before.sources else desired.sources,
     )
     return patch or None
 
@@ -154,6 +158,7 @@ def _from_read(desired: Desired, actual: Held) -> Patch | None:
         hold=_sorted(ports - relaying.held),
         release=_sorted(relaying.held - ports),
         sysctls=tuple(sorted(desired.sysctls - set(actual.sysctls.items()))),
+        sources=None if desired.sources == relaying.sources else desired.sources,
         read=actual,
     )
     return patch if patch or rules_between(desired, relaying, actual.rules) else None

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from kproxy.backends.base import Finding
 from kproxy.backends.userspace import sockets
 from kproxy.backends.userspace.budget import Budget, budget, for_each_front
 from kproxy.backends.userspace.carried import Carried, Standing
@@ -58,6 +59,8 @@ class RelayDoor:
         self._settings = settings
         self._limits: Budget | None = None
         self._ports = {udp: Ports(settings.port_range) for udp in (False, True)}
+        #: Addresses of the node to connect from when the usual one has no ports left.
+        self.sources: tuple[str, ...] = ()
         self._before: dict[Front, int] = {}
         #: Fronts that nobody reaches yet.
         self._deaf: list[Front] = []
@@ -96,6 +99,12 @@ class RelayDoor:
         self._before.update(ports)
 
     # --- a change ------------------------------------------------------------------------------
+
+    def set_sources(self, addresses: tuple[str, ...]) -> None:
+        """Connect from these too, at most 16; see ``Relay.set_sources``."""
+        self.sources = addresses
+        if (relay := self.carried.started) is not None:
+            relay.set_sources(addresses)
 
     def put(self, services: Iterable[Service], *, deaf: bool = False) -> dict[PortName, str]:
         """Serve these as they say: their endpoints, and every front that they want. ``deaf``: a new
@@ -195,6 +204,10 @@ class RelayDoor:
         none."""
         return self.carried.figures(endpoints=endpoints)
 
+    def findings(self) -> list[Finding]:
+        """See :class:`kproxy.backends.base.Witnessing`."""
+        return self.carried.findings()
+
     # --- the end -------------------------------------------------------------------------------
 
     def left(self) -> int:
@@ -253,5 +266,6 @@ class RelayDoor:
             idle_seconds=self._settings.tcp_idle_seconds,
             udp_idle_seconds=self._settings.udp_idle_seconds,
         )
+        relay.set_sources(self.sources)
         relay.start()
         return relay

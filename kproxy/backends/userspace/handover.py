@@ -29,20 +29,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from msgspec.msgpack import Decoder
 from msgspec.structs import replace as _replace
 
 from kproxy.backends.userspace.bequest import Lender, close_all
 from kproxy.backends.userspace.door import RelayDoor
 from kproxy.backends.userspace.estate import Estate, Figures, Lent, LentPort, Words
-from kproxy.backends.userspace.wire import MOST_FDS, PATIENCE, Line
-from kproxy.core.objects import Family, Value
-from kproxy.errors import KernelError, UsageError
+from kproxy.backends.userspace.messages import (
+    DONE,
+    FIRST,
+    LAST,
+    PARTS,
+    READY,
+    SERVING,
+    TOLD,
+    VERSION,
+    Ask,
+    Complete,
+    Done,
+    Hello,
+    LastWords,
+    Part,
+    Parting,
+    Ready,
+    Refused,
+    Serving,
+)
+from kproxy.backends.userspace.wire import MOST_FDS, PATIENCE, HungUp, Line
+from kproxy.core.objects import Family
+from kproxy.errors import KernelError, OccupiedError, UsageError
 
 SOCKET = "handover.sock"
-
-#: Another one means that the two cannot understand each other; new fields with defaults are none.
-VERSION = 1
 
 #: Service ports in one message, lest it grow without bound.
 _MOST_SERVICES = 500
@@ -55,69 +71,6 @@ _ASK_PATIENCE = 2.0
 
 #: Seconds that a process has to end after its last word was not heard.
 _END_PATIENCE = 2.0
-
-
-class Hello(Value, frozen=True, tag=True):
-    """A successor wants to take over."""
-
-    version: int
-
-
-class Ask(Value, frozen=True, tag=True):
-    """Somebody wants to know what the relays have counted, maybe of each endpoint as well."""
-
-    endpoints: bool = False
-
-
-class Told(Value, frozen=True, tag=True):
-    """What they have counted, by family."""
-
-    relays: tuple[Figures, ...]
-
-
-class Refused(Value, frozen=True, tag=True):
-    """There is nothing to be had, and why."""
-
-    why: str
-
-
-class Part(Value, frozen=True, tag=True):
-    """Part of what there is; its descriptors come with it."""
-
-    estate: Estate
-
-
-class Complete(Value, frozen=True, tag=True):
-    """That was all of it."""
-
-
-class Ready(Value, frozen=True, tag=True):
-    """The successor can serve at once."""
-
-
-class LastWords(Value, frozen=True, tag=True):
-    """What is known of one service's clients; we take nothing more for it."""
-
-    family: Family
-    words: Words
-
-
-class Parting(Value, frozen=True, tag=True):
-    """That was all. The lock of the state directory comes with it."""
-
-
-class Serving(Value, frozen=True, tag=True):
-    """The successor serves."""
-
-
-class Done(Value, frozen=True, tag=True):
-    """Everything that two cannot have is free."""
-
-
-_FIRST: Decoder[Hello | Ask] = Decoder(Hello | Ask)
-_PARTS: Decoder[Part | Complete | Refused] = Decoder(Part | Complete | Refused)
-_LAST: Decoder[LastWords | Parting] = Decoder(LastWords | Parting)
-_READY, _SERVING, _DONE, _TOLD = Decoder(Ready), Decoder(Serving), Decoder(Done), Decoder(Told)
 
 
 # --- the old process ----------------------------------------------------------------------------
@@ -145,12 +98,16 @@ def listen(folder: Path) -> socket.socket:
     return made
 
 
-def greet(line: Line) -> Hello | Ask:
-    """What a caller wants. KernelError when it may not, or speaks another language."""
+def greet(line: Line) -> Hello | Ask | None:
+    """What a caller wants; None when it only looked who is here. KernelError when it may not, or
+    speaks another language."""
     _, uid = line.peer
     if uid != os.geteuid():
         raise KernelError(f"a process of user {uid} is not spoken to")
-    first = line.heard(_FIRST)
+    try:
+        first = line.heard(FIRST)
+    except HungUp:
+        return None
     if isinstance(first, Hello) and first.version != VERSION:
         why = f"it speaks version {first.version} of the hand-over, this process {VERSION}"
         line.say(Refused(why))
@@ -158,10 +115,10 @@ def greet(line: Line) -> Hello | Ask:
     return first
 
 
-def hand_over(line: Line, doors: Sequence[RelayDoor], lock: int) -> None:
+def hand_over(line: Line, doors: Sequence[RelayDoor], locks: Sequence[int]) -> None:
     """Give a successor everything. On KproxyError it has nothing, and the doors serve on.
 
-    ``lock`` is the descriptor of the state directory's lock. Afterwards only flows are left here;
+    ``locks`` are the descriptors of :class:`Parting`. Afterwards only flows are left here;
     :func:`done` is to be called when the rest is free.
     """
     lenders = [Lender(door) for door in doors]
@@ -170,12 +127,12 @@ def hand_over(line: Line, doors: Sequence[RelayDoor], lock: int) -> None:
             for part in parts(lender.lend()):
                 line.say(Part(part), part.fds)
         line.say(Complete())
-        line.heard(_READY)
+        line.heard(READY)
         for lender in lenders:
             for words in lender.quiet():
                 line.say(LastWords(lender.family, words))
-        line.say(Parting(), [lock])
-        line.heard(_SERVING)
+        line.say(Parting(), locks)
+        line.heard(SERVING)
     except BaseException:
         for lender in lenders:
             lender.resume()
@@ -224,30 +181,50 @@ def parts(estate: Estate) -> Iterator[Estate]:
 class Predecessor:
     """A process that serves with our state directory, to be taken over from, step by step."""
 
-    def __init__(self, line: Line, where: str) -> None:
+    def __init__(self, line: Line, folder: Path) -> None:
         self._line = line
-        self._where = where
+        self._folder = folder
+        self._where = str(folder / SOCKET)
         self.pid, _ = line.peer
 
     @classmethod
     def find(cls, folder: Path) -> Self | None:
         """The one that serves with this directory; None when none does."""
         line = _called(folder)
-        return None if line is None else cls(line, str(folder / SOCKET))
+        return None if line is None else cls(line, folder)
 
     def estates(self) -> dict[Family, Estate]:
-        """All that it has; the descriptors are ours, and it serves on."""
+        """All that it has; the descriptors are ours, and it serves on. OccupiedError when it has
+        a successor already."""
+        found: dict[Family, list[Estate]] = {}
+        try:
+            self._estates(found)
+        except HungUp as gone:
+            for parts_ in found.values():
+                close_all(fd for part in parts_ for fd in part.fds)
+            now = serving(self._folder)
+            if now in (0, self.pid):
+                raise KernelError(
+                    f"process {self.pid} has hung up: it ends, or another one takes over from it",
+                    where=self._where,
+                    hint="start this one again",
+                ) from gone
+            raise taken_over(self.pid, now) from gone
+        return {family: _joined(each) for family, each in found.items()}
+
+    def _estates(self, found: dict[Family, list[Estate]]) -> None:
         self._line.say(Hello(VERSION))
         self._line.patience(_SYNC_PATIENCE)
-        found: dict[Family, list[Estate]] = {}
         while True:
-            said, fds = self._line.hear(_PARTS)
+            said, fds = self._line.hear(PARTS)
             self._line.patience(PATIENCE)
             if isinstance(said, Part):
                 part = with_fds(said.estate, fds)
                 found.setdefault(part.family, []).append(part)
             elif isinstance(said, Complete):
-                return {family: _joined(each) for family, each in found.items()}
+                return
+            elif said.by:
+                raise taken_over(self.pid, said.by)
             else:
                 raise UsageError(
                     f"process {self.pid} cannot be taken over from: {said.why}",
@@ -255,16 +232,16 @@ class Predecessor:
                     hint="stop it first",
                 )
 
-    def parting(self, take: Callable[[Family, Words], None]) -> int:
+    def parting(self, take: Callable[[Family, Words], None]) -> tuple[int, ...]:
         """We are ready: ``take`` is called with its last words of each service, which is ours to
-        serve then. Returns the lock of the state directory."""
+        serve then. Returns the locks of :class:`Parting`."""
         self._line.say(Ready())
         while True:
-            said, fds = self._line.hear(_LAST)
+            said, fds = self._line.hear(LAST)
             if isinstance(said, LastWords):
                 take(said.family, said.words)
-            elif len(fds) == 1:
-                return fds[0]
+            elif fds:
+                return fds
             else:
                 raise KernelError("the lock of the state directory did not come", where=self._where)
 
@@ -272,7 +249,7 @@ class Predecessor:
         """We serve. KernelError when it has not heard that, and serves on itself."""
         self._line.say(Serving())
         try:
-            self._line.heard(_DONE)
+            self._line.heard(DONE)
         except KernelError:
             # It resumes when it does not hear from us; two must not serve. If it has ended there
             # is only one.
@@ -286,6 +263,24 @@ class Predecessor:
         self._line.close()
 
 
+def serving(folder: Path) -> int:
+    """The process that serves with this directory; 0 when none does."""
+    line = _called(folder)
+    if line is None:
+        return 0
+    pid, _ = line.peer
+    line.close()
+    return pid
+
+
+def taken_over(before: int, by: int) -> OccupiedError:
+    """Two processes started at once, and the other one was faster."""
+    return OccupiedError(
+        f"process {by} takes over from process {before} already, so this one does not",
+        hint="leave it to that one, or start this one again to take over from it",
+    )
+
+
 def ask(folder: Path, *, endpoints: bool = False) -> tuple[Figures, ...] | None:
     """What the relays of the process that serves with this directory have counted, on demand of
     each endpoint as well; None when none serves. A process that does not know of endpoints tells
@@ -296,7 +291,7 @@ def ask(folder: Path, *, endpoints: bool = False) -> tuple[Figures, ...] | None:
     line.patience(_ASK_PATIENCE)
     try:
         line.say(Ask(endpoints))
-        return line.heard(_TOLD).relays
+        return line.heard(TOLD).relays
     finally:
         line.close()
 

@@ -25,11 +25,13 @@ Rows = dict[Place, dict[str, None]]
 
 class Relaying(msgspec.Struct, frozen=True):
     """What the relay has. ``refused`` are fronts that could not be opened and node ports that
-    could not be held, when that was last tried: nobody waits for them."""
+    could not be held, when that was last tried: nobody waits for them. ``sources`` are addresses
+    of the node to connect from."""
 
     serving: Mapping[PortName, Serving] = {}
     held: AbstractSet[NodePort] = frozenset()
     refused: AbstractSet[Front | NodePort] = frozenset()
+    sources: tuple[str, ...] = ()
 
     def wanted(self, service: Service) -> Service:
         """The service but for the fronts that cannot be had."""
@@ -81,11 +83,13 @@ class Held:
             services = {name: each.service for name, each in self.relaying.serving.items()}
             rows = {place: sorted(lines_in(self.rules, place) or ()) for place in PLACES}
             guard = set(guard_in(self.rules) or ())
-            return services, set(self.relaying.held), rows, sorted(self.rules.jumps), guard
+            ours = (services, set(self.relaying.held), self.relaying.sources)
+            return *ours, rows, sorted(self.rules.jumps), guard
         wanted, held = wanted_of(self.desired, relaying)
         lines = rows_of(self.desired.blocks.values(), relaying)
         rows = {place: sorted(lines[place]) for place in PLACES}
-        return wanted, held, rows, sorted(self.desired.jumps), set(self.desired.guard)
+        ours = (wanted, held, self.desired.sources)
+        return *ours, rows, sorted(self.desired.jumps), set(self.desired.guard)
 
     def __repr__(self) -> str:
         size = {table.value: len(content) for table, content in self.rules.tables.items()}

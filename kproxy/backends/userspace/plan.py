@@ -44,7 +44,8 @@ class Service(Value, frozen=True, gc=False):
     """One service port as the relay is to serve it.
 
     ``endpoints`` are (address, port); ``cluster`` and ``local`` are indexes into them, and those in
-    neither keep the UDP sessions that they have. ``uses`` are the fronts that are wanted, () when
+    neither keep the UDP sessions that they have. ``weights`` are the endpoints', () where all are
+    the same. ``uses`` are the fronts that are wanted, () when
     nobody can be served. ``affinity_seconds`` 0: none. ``node_port`` is held whether or not there
     are endpoints.
     """
@@ -57,6 +58,7 @@ class Service(Value, frozen=True, gc=False):
     affinity_seconds: int = 0
     proxy_protocol: bool = False
     node_port: NodePort | None = None
+    weights: tuple[int, ...] = ()
 
     @property
     def udp(self) -> bool:
@@ -77,7 +79,7 @@ def service_of(plan: PortPlan, settings: NodeSettings) -> Service | None:
     if not uses and node_port is None:
         return None
     everyone = (*sets.all, *sets.spared) if uses else ()
-    places = dict.fromkeys((end.ip, end.port) for end in everyone)
+    places = {(end.ip, end.port): end.weight for end in everyone}
     index = {place: number for number, place in enumerate(places)}
     return Service(
         name=plan.name,
@@ -88,6 +90,7 @@ def service_of(plan: PortPlan, settings: NodeSettings) -> Service | None:
         affinity_seconds=plan.affinity_seconds or 0,
         proxy_protocol=dict(plan.annotations).get(PROXY_PROTOCOL_ANNOTATION) == PROXY_PROTOCOL,
         node_port=node_port,
+        weights=tuple(places.values()) if len(set(places.values())) > 1 else (),
     )
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from kproxy.backends.userspace.chains import LAYOUT
 from kproxy.backends.userspace.plan import OFFERED, NodePort, Service, service_of
 from kproxy.backends.userspace.rules import Context, Draft, Found, drafts_of, finished
+from kproxy.backends.userspace.sources import sources_of
 from kproxy.backends.xtables.localnet import ROUTE_LOCALNET
 from kproxy.backends.xtables.saved import Line
 from kproxy.backends.xtables.text import line
@@ -119,6 +120,11 @@ class Desired:
     def sysctls(self) -> frozenset[tuple[str, str]]:
         """(name, value) of the sysctls that must be set."""
         return frozenset(SYSCTLS if self.context.serves_localhost else SYSCTLS[:1])
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Addresses of the node from which the relay may connect to endpoints."""
+        return sources_of(self.context.settings)
 
     def follows(self, other: Desired) -> bool:
         """Whether only the service ports that the Snapshot names can differ from ``other``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from kproxy.backends.userspace.apply import clean
+from kproxy.backends.userspace.cleanup import clean
 from kproxy.backends.userspace.render import SYSCTLS
 from kproxy.backends.xtables.door import ToolDoor, tool
 from kproxy.backends.xtables.layout import Layout, Place

@@ -74,3 +74,5 @@ def _places(service: Service, indexes: Iterable[int]) -> Iterator[str]:
     for index in indexes:
         address, port = service.endpoints[index]
         yield f" [{address}]:{port}" if ":" in address else f" {address}:{port}"
+        if service.weights:
+            yield f" (weight {service.weights[index]})"

@@ -36,6 +36,10 @@ PATIENCE = 10.0
 _Message = TypeVar("_Message")
 
 
+class HungUp(KernelError):
+    """The other process has closed its end, or is no more."""
+
+
 class Line:
     """One end of a conversation over a connected unix socket, which is closed with it."""
 
@@ -109,7 +113,7 @@ class Line:
         while len(data) < count:
             part = self._socket.recv(min(count - len(data), 1 << 20))
             if not part:
-                raise KernelError("the other process has hung up")
+                raise HungUp(_HUNG_UP)
             data += part
         return bytes(data)
 
@@ -117,6 +121,11 @@ class Line:
         self._socket.close()
 
 
+_HUNG_UP = "the other process has hung up"
+
+
 def _broken(failed: OSError) -> KernelError:
+    if isinstance(failed, ConnectionError):
+        return HungUp(_HUNG_UP)
     why = "no word in time" if isinstance(failed, TimeoutError) else failed.strerror
     return KernelError(f"the other process: {why}")

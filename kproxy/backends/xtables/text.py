@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import lru_cache
 
 from kproxy.backends.xtables.rules import (
     BASE,
@@ -130,14 +130,15 @@ _TARGETS: dict[type, Callable[..., str]] = {
 }
 
 
-@cache
-def probability(choices: int) -> str:
-    """1/choices as the kernel gives it back: a multiple of 2^-31, printed with eleven digits.
+#: With weights there are more pairs than a process should remember for good.
+@lru_cache(maxsize=1 << 14)
+def probability(whole: int, part: int = 1) -> str:
+    """part/whole as the kernel gives it back: a multiple of 2^-31, printed with eleven digits.
 
     kube-proxy writes ten decimals of 1/n, and the tool rounds those; starting from the same ten
     decimals gives the same number in the kernel.
     """
-    return f"{round(float(f'{1 / choices:.10f}') * 2**31) / 2**31:.11f}"
+    return f"{round(float(f'{part / whole:.10f}') * 2**31) / 2**31:.11f}"
 
 
 def host(address: str, family: Family) -> str:

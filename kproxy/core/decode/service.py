@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from kproxy.core.address import canonical_cidr, canonical_ip, special_use
 from kproxy.core.decode import wire
+from kproxy.core.decode.health_check import ANNOTATION as HEALTH_CHECK
+from kproxy.core.decode.health_check import read_health_check
 from kproxy.core.decode.report import Report, is_label, port_fault, quoted, seconds_of
+from kproxy.core.health.values import Policy
 from kproxy.core.objects import (
     Family,
     ObjectKey,
@@ -90,6 +93,7 @@ def read_service(obj: wire.Service, key: ObjectKey, report: Report) -> Service |
         ignored=ignored,
         annotations=_own_annotations(meta, report),
         source_ranges_broken=ranges_broken,
+        health=_health(meta, report),
     )
     return None if report.whole else service
 
@@ -276,11 +280,20 @@ def _topology_mode(meta: wire.Meta) -> str:
 _VALUES = {SCHEDULER_ANNOTATION: SCHEDULERS}
 
 
+def _health(meta: wire.Meta, report: Report) -> Policy | None:
+    if not meta.annotations or HEALTH_CHECK not in meta.annotations:
+        return None
+    return read_health_check(meta.annotations[HEALTH_CHECK], report)
+
+
 def _own_annotations(meta: wire.Meta, report: Report) -> tuple[tuple[str, str], ...]:
-    """Those of ours with a value that they may have; the others are reported and left out."""
+    """Those of ours with a value that they may have; the others are reported and left out.
+
+    The one of health is read into a policy and need not go to every plan as text.
+    """
     found = []
     for name, value in sorted((meta.annotations or {}).items()):
-        if not name.startswith(OWN_ANNOTATIONS):
+        if not name.startswith(OWN_ANNOTATIONS) or name == HEALTH_CHECK:
             continue
         values = _VALUES.get(name)
         if values is None or not value or value in values:

@@ -9,6 +9,7 @@ packet reads :mod:`~kproxy.core.twin.engine`; one who wants to know how fast rea
 - :mod:`~kproxy.core.twin.parse`: what a packet is, from its bytes
 - :mod:`~kproxy.core.twin.rewrite`, :mod:`~kproxy.core.twin.refuse`: new bytes from old ones
 - :mod:`~kproxy.core.twin.flows`, :mod:`~kproxy.core.twin.memory`: what is remembered
+- :mod:`~kproxy.core.twin.tables`: what is in force, and how a new flow would be treated
 - :mod:`~kproxy.core.twin.choice`: which endpoint serves a new flow
 - :mod:`~kproxy.core.twin.engine`, :mod:`~kproxy.core.twin.retry`: the decisions
 

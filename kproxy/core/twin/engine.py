@@ -1,8 +1,8 @@
 """What becomes of each packet: the decisions of the packet engine.
 
 A packet of a flow leaves with the other end's tuple, turned round. The first packet of one is
-looked up among the ways in; the tables of :mod:`kproxy.core.policy`, which the service table
-carries, say which endpoints may serve it and whether its source is hidden.
+looked up among the ways in (:mod:`kproxy.core.twin.tables`), which say which endpoints may serve it
+and whether its source is hidden.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from kproxy.core.hashing import tuple_hash
 from kproxy.core.objects import Family
 from kproxy.core.twin import refuse
-from kproxy.core.twin.choice import Chooser, free_port
+from kproxy.core.twin.choice import free_port
 from kproxy.core.twin.flows import Endpoint, Flow, FlowTable
 from kproxy.core.twin.memory import Affinities, Fragments
 from kproxy.core.twin.parse import Kind, Parsed, parse
@@ -25,136 +25,33 @@ from kproxy.core.twin.rewrite import (
     tuple_of,
 )
 from kproxy.core.twin.states import ENDED, FIRST, Direction, Event, State, next_state
+from kproxy.core.twin.tables import Plan, Tables, arrives, fate_of
 from kproxy.core.twin.values import (
     TCP,
     TICK,
     TICKS_PER_SECOND,
     UDP,
-    ClientKind,
     Code,
     EngineSettings,
-    Fate,
     Member,
-    NodeTable,
     Outcome,
     Reason,
-    ServiceTable,
-    WayKind,
 )
 
-_LOOPBACK4 = 127
-_LOOPBACK6 = bytes(15) + b"\x01"
 _EPHEMERAL = (1024, 65535)
 
 
-class Service:
-    """A service table in force, with the endpoints that its members are."""
-
-    def __init__(
-        self, number: int, table: ServiceTable, endpoints: list[Endpoint], seed: bytes
-    ) -> None:
-        self.number = number
-        self.table = table
-        self.endpoints = dict(zip(endpoints, table.members))
-        self.choosers = []
-        for wanted in ("cluster", "local"):
-            chosen = [(m, e) for e, m in self.endpoints.items() if getattr(m, wanted)]
-            members, ends = [m for m, _ in chosen], [e for _, e in chosen]
-            self.choosers.append(Chooser(members, ends, table.algorithm, seed))
-
-
-class _Plan:
-    """How a new flow would be treated."""
-
-    def __init__(self, service: Service, kind: WayKind, use: int, masquerade: bool) -> None:
-        self.service, self.kind = service, kind
-        self.use, self.masquerade = use, masquerade
-
-
-class Twin:
-    """Both families of one node. Services are known by numbers that the caller gives."""
+class Twin(Tables):
+    """Both families of one node: what it is told, and the flows that it remembers."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        self.settings = settings
-        self.nodes = {family: NodeTable(family) for family in Family}
+        super().__init__(settings)
         self.flows = {family: FlowTable(settings.max_flows) for family in Family}
         self.affinities = {family: Affinities(settings.max_affinities) for family in Family}
         self.fragments = {family: Fragments(settings.max_fragments) for family in Family}
-        self.services: dict[int, Service] = {}
-        self.endpoints: dict[int, dict[bytes, Endpoint]] = {}
-        self.ways: dict[tuple[Family, bytes, int, int], tuple[int, WayKind]] = {}
         self.retries = Retries(settings)
-        self.version = 0
-        self.serials = 0
         self.choices = 0
         self.drops = dict.fromkeys(Reason, 0)
-
-    # --- tables ---------------------------------------------------------------------------------
-
-    def set_node(self, node: NodeTable) -> None:
-        self.nodes[node.family] = node
-        self.version += 1
-
-    def commit(self, changed: dict[int, ServiceTable], removed: set[int], now: int) -> None:
-        """All of it is in force at once. ``removed`` and ``changed`` have no number in common."""
-        for number in removed:
-            self._withdraw(number)
-            for endpoint in self.endpoints.get(number, {}).values():
-                self._retire(endpoint, now)
-            self.services.pop(number, None)
-        for number in changed:
-            self._withdraw(number)
-        for number, table in changed.items():
-            known = self.endpoints.setdefault(number, {})
-            places = {member.place for member in table.members}
-            for place, endpoint in known.items():
-                if place not in places:
-                    self._retire(endpoint, now)
-            ends = [self._endpoint(number, member.place) for member in table.members]
-            self.services[number] = Service(number, table, ends, self.settings.seed)
-            for way in table.ways:
-                self.ways[table.family, way.address, way.port, table.protocol] = number, way.kind
-        self.version += 1
-
-    def _withdraw(self, number: int) -> None:
-        service = self.services.get(number)
-        if service is None:
-            return
-        table = service.table
-        for way in table.ways:
-            key = table.family, way.address, way.port, table.protocol
-            # Another service may have it by now.
-            if self.ways.get(key, (None,))[0] == number:
-                del self.ways[key]
-
-    def _endpoint(self, number: int, place: bytes) -> Endpoint:
-        known = self.endpoints[number]
-        if place not in known:
-            self.serials += 1
-            known[place] = Endpoint(number, place, self.serials)
-        known[place].until = None
-        return known[place]
-
-    def _retire(self, endpoint: Endpoint, now: int) -> None:
-        if endpoint.until is None:
-            self.serials += 1
-            endpoint.serial = self.serials
-            endpoint.until = now // TICK + self.settings.drain_seconds * TICKS_PER_SECOND
-
-    def reap(self) -> int:
-        """Forget endpoints that are gone and have no flow; how many are left with some."""
-        left = 0
-        for number, places in list(self.endpoints.items()):
-            for place, endpoint in list(places.items()):
-                if endpoint.until is None:
-                    continue
-                if endpoint.references:
-                    left += 1
-                else:
-                    del places[place]
-            if not places and number not in self.services:
-                del self.endpoints[number]
-        return left
 
     # --- packets --------------------------------------------------------------------------------
 
@@ -329,74 +226,25 @@ class Twin:
             return False
         there = flow.ends[0]
         family = Family.IPV4 if len(there.source) == 4 else Family.IPV6
-        plan = self._plan(family, there)
+        plan = self.plan(family, there)
         if plan is None or plan.service.number != flow.endpoint.service:
             return False
-        if self._fate(plan, there.source) is not None:
+        if fate_of(plan, there.source) is not None:
             return False
         return plan.use == 0 or plan.service.endpoints[flow.endpoint].near
 
     # --- first packets --------------------------------------------------------------------------
 
-    def _plan(self, family: Family, there: Tuple) -> _Plan | None:
-        found = self._way(family, there.destination, there.ports[1], there.protocol)
-        if found is None:
-            return None
-        service, kind = self.services[found[0]], found[1]
-        rows = service.table.rows[0 if kind is WayKind.CLUSTER_IP else 1]
-        use, masquerade = rows[self._client(family, there.source)]
-        return _Plan(service, kind, use, masquerade)
-
-    def _way(
-        self, family: Family, address: bytes, port: int, protocol: int
-    ) -> tuple[int, WayKind] | None:
-        found = self.ways.get((family, address, port, protocol))
-        if found is not None:
-            return found
-        node = self.nodes[family]
-        loopback = family is Family.IPV4 and address[0] == _LOOPBACK4
-        if not (node.localhost if loopback else address in node.node_ports):
-            return None
-        return self.ways.get((family, b"", port, protocol))
-
-    def _client(self, family: Family, source: bytes) -> ClientKind:
-        """Pod first: a node's address inside the pods' range cannot be told from a pod's."""
-        node = self.nodes[family]
-        if any(range_.holds(source) for range_ in node.pods):
-            return ClientKind.POD
-        return ClientKind.NODE if self._ours(node, source) else ClientKind.OTHER
-
-    def _arrives(self, node: NodeTable, source: bytes, address: bytes) -> bool:
-        return address in node.local and not self._ours(node, source)
-
-    @staticmethod
-    def _ours(node: NodeTable, source: bytes) -> bool:
-        """Whether this node sends from an address."""
-        loopback = source[0] == _LOOPBACK4 if len(source) == 4 else source == _LOOPBACK6
-        return loopback or source in node.local
-
-    @staticmethod
-    def _fate(plan: _Plan, source: bytes) -> Reason | None:
-        """Why a flow cannot begin; None when it can. Who is not permitted is refused like anybody
-        where nobody is served."""
-        fate, ranges = plan.service.table.fates[plan.use], plan.service.table.ranges
-        if fate is Fate.REFUSE:
-            return Reason.REFUSED
-        limited = ranges is not None and plan.kind is WayKind.LOAD_BALANCER
-        if limited and not any(range_.holds(source) for range_ in ranges or ()):
-            return Reason.SOURCE
-        return Reason.NO_LOCAL if fate is Fate.DROP else None
-
     def _first(
         self, packet: bytes, parsed: Parsed, now: int, header: bytes, capacity: int
     ) -> Outcome:
-        plan = self._plan(parsed.family, tuple_of(parsed))
+        plan = self.plan(parsed.family, tuple_of(parsed))
         if plan is None:
             return self._not_ours(packet, parsed, now, header)
         if not partial_fits(header, parsed):
             return _drop(packet, Reason.MALFORMED, header)
         state = FIRST.get((parsed.protocol, parsed.event))
-        why_not = self._fate(plan, parsed.source)
+        why_not = fate_of(plan, parsed.source)
         if why_not is Reason.REFUSED and parsed.event is not Event.ABORT:
             return _answer(packet, parsed, refuse.refusal, why_not, header, capacity)
         if why_not is not None:
@@ -409,7 +257,7 @@ class Twin:
         self.retries.keep(self, made, plan.use, plan.masquerade, packet, parsed, header, now)
         return self._send(packet, parsed, made, Direction.THERE, now, header)
 
-    def _begin(self, parsed: Parsed, plan: _Plan, state: State, now: int) -> Flow | Reason:
+    def _begin(self, parsed: Parsed, plan: Plan, state: State, now: int) -> Flow | Reason:
         there, tick = tuple_of(parsed), now // TICK
         word = self._word(there)
         member, endpoint = self._choose(plan, there, word, tick)
@@ -434,7 +282,7 @@ class Twin:
             self.settings.seed, there.source, there.destination, there.ports, there.protocol
         )
 
-    def _choose(self, plan: _Plan, there: Tuple, word: int, tick: int) -> tuple[Member, Endpoint]:
+    def _choose(self, plan: Plan, there: Tuple, word: int, tick: int) -> tuple[Member, Endpoint]:
         """The endpoint that the client had last, if this way in may send it there; else another."""
         service, wanted = plan.service, ("cluster", "local")[plan.use]
         seconds = service.table.affinity_seconds
@@ -461,7 +309,7 @@ class Twin:
         family = Family.IPV4 if len(there.source) == 4 else Family.IPV6
         node, flows = self.nodes[family], self.flows[family]
         ends = (member.port, there.ports[0])
-        masquerade = masquerade and not self._arrives(node, there.source, member.address)
+        masquerade = masquerade and not arrives(node, there.source, member.address)
         if not (masquerade or member.address == there.source):
             back = Tuple(member.address, there.source, ends, there.protocol)
             found = flows.find(back)

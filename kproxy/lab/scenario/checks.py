@@ -1,8 +1,9 @@
-"""What a step claims without packets: the endpoint sets of the plan, the loopback guard."""
+"""What a step claims without packets: sets of endpoints in the plan, the loopback guard, events."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -15,6 +16,7 @@ from kproxy.core.planner import Planner
 from kproxy.core.settings import node_settings
 from kproxy.core.snapshot import Endpoint, PortPlan
 from kproxy.core.tracker import Tracker
+from kproxy.health.journal import Event, Kind
 from kproxy.kernel.command import run
 from kproxy.lab.scenario.build import NODE
 from kproxy.lab.scenario.facts import World
@@ -25,6 +27,7 @@ from kproxy.lab.scenario.stage import Stage
 
 _SETS = "endpoint sets"
 _GUARD = "loopback guard"
+_EVENTS = "events"
 
 
 def run_checks(
@@ -45,7 +48,23 @@ def run_checks(
             skipped.append(Skipped(_GUARD, number, f"only iptables mode has one, not {mode}"))
         else:
             checks.append(check_guard(stage, step.expect_martian_drop, f"{_GUARD}{at}"))
+    if step.expect_events:
+        if stage.choice is None or not claimed:
+            skipped.append(Skipped(_EVENTS, number, f"nothing is claimed for {mode}"))
+        else:
+            checks += check_events(step.expect_events, stage.events(), f"{_EVENTS}{at}")
     return checks, skipped
+
+
+def check_events(
+    expected: Mapping[Kind, int], events: Iterable[Event], name: str
+) -> list[CheckResult]:
+    """One result for each kind that is named."""
+    seen = Counter(event.kind for event in events)
+    return [
+        CheckResult(f"{name}: {kind}", seen[kind] == wanted, str(wanted), str(seen[kind]))
+        for kind, wanted in expected.items()
+    ]
 
 
 def plan_of(stage: Stage) -> list[PortPlan]:

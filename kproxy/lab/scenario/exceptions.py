@@ -16,8 +16,9 @@ import msgspec
 from kproxy.core.objects import Protocol
 from kproxy.errors import ScenarioError
 from kproxy.lab.scenario import table
+from kproxy.lab.scenario.basics import Strict
 from kproxy.lab.scenario.facts import Fact, Known
-from kproxy.lab.scenario.schema import MODES, Expect, Flow, SenderKind, Strict, Verdict
+from kproxy.lab.scenario.schema import MODES, Expect, Flow, SenderKind, Verdict
 
 #: More than that would be another definition of the mode, not exceptions from one.
 MOST_ROWS = 10

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
 
 from kproxy.core.objects import Value
 from kproxy.lab.scenario.schema import Expect, Flow, Verdict
@@ -61,7 +64,8 @@ def judge(flow: Flow, tries: Sequence[Outcome], *, like: str = "") -> Judged:
     """Judge all tries of one flow. ``like`` is the endpoint of the flow that ``same_as`` names."""
     expect = flow.expect
     assert expect is not None
-    wrong = _KINDS[expect.verdict](expect, flow, tries)
+    kind = _answered if expect.http is not None else _KINDS[expect.verdict]
+    wrong = kind(expect, flow, tries)
     if not wrong and expect.same_as and {one.local for one in tries} != {like}:
         wrong = f"not the endpoint of {expect.same_as!r}, which got {like or 'none'}"
     return Judged(not wrong, describe(expect), summary(tries), wrong)
@@ -115,6 +119,24 @@ def _untranslated(expect: Expect, flow: Flow, tries: Sequence[Outcome]) -> str:
     return ""
 
 
+def _answered(expect: Expect, flow: Flow, tries: Sequence[Outcome]) -> str:
+    wanted = expect.http
+    assert wanted is not None
+    for one in tries:
+        if not one.status:
+            return f"no web server answered: {one}"
+        if one.status != wanted.status:
+            return f"the status is {one.status}"
+        try:
+            body = msgspec.json.decode(one.page, type=dict[str, Any])
+        except msgspec.MsgspecError:
+            return f"its body is no JSON object: {one.page[:80]}"
+        for name, value in wanted.body.items():
+            if name not in body or body[name] != value:
+                return f"{name} is {body.get(name, 'missing')}"
+    return ""
+
+
 def _endpoints(expect: Expect, flow: Flow, tries: Sequence[Outcome]) -> str:
     listed = expect.endpoints or ()
     for one in tries:
@@ -157,6 +179,8 @@ _KINDS: dict[Verdict | None, Callable[[Expect, Flow, Sequence[Outcome]], str]] =
 def describe(expect: Expect) -> str:
     """The expectation in one line."""
     parts = [expect.verdict.value] if expect.verdict else []
+    if expect.http is not None:
+        parts.append(f"HTTP {expect.http.status} {expect.http.body}")
     if expect.endpoints is not None:
         parts.append(", ".join(expect.endpoints) or "no endpoint")
     if expect.masquerade_by_endpoint:
@@ -190,7 +214,7 @@ def summary(tries: Sequence[Outcome]) -> str:
 
 
 def _short(outcome: Outcome) -> str:
-    if outcome.reach is not Reach.REACHED:
+    if outcome.status or outcome.reach is not Reach.REACHED:
         return str(outcome)
     where = (
         outcome.local

@@ -21,6 +21,7 @@ from kproxy import status, succession
 from kproxy.backends.registry import Choice
 from kproxy.config import Config
 from kproxy.errors import LabError
+from kproxy.lab.scenario.actions import Health
 from kproxy.lab.scenario.schema import Manifest
 from kproxy.lab.scenario.zygote import Launch, Zygote
 
@@ -206,6 +207,14 @@ class Proxy:
     def wait_synced(self, after: int) -> None:
         """Until a sync later than the one numbered ``after`` has ended."""
         self._wait(lambda: self.syncs > after, "the next sync has ended")
+
+    def wait_judged(self, health: Health) -> None:
+        """Until the plan in force has come to this about the health of endpoints."""
+        self._wait(lambda: self._judged(health), str(health))
+
+    def _judged(self, health: Health) -> bool:
+        now = self._status()
+        return now is not None and health.reached(now.health)
 
     def _wait(self, reached: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + SYNC_TIMEOUT

@@ -199,6 +199,7 @@ class _Act:
         return self.claimed and any(
             step.expect_sets is not None
             or step.expect_martian_drop is not None
+            or bool(step.expect_events)
             or any(self._claims(flow) for flow in step.flows)
             for step in self.scenario.steps
         )

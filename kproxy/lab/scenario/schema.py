@@ -16,14 +16,13 @@ import yaml
 from kproxy.core.address import canonical_ip
 from kproxy.core.objects import Protocol
 from kproxy.errors import ScenarioError
+from kproxy.health.journal import Kind
+from kproxy.lab.scenario.actions import Action, action_faults
+from kproxy.lab.scenario.basics import Strict, canonical_endpoint
 from kproxy.lab.traffic.wire import join_host_port
 from kproxy.sources.files import read
 
 Manifest = dict[str, Any]
-
-
-class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of all that is read from a file."""
 
 
 class SenderKind(StrEnum):
@@ -43,12 +42,22 @@ class Verdict(StrEnum):
     ACCEPT_UNTRANSLATED = "ACCEPT_UNTRANSLATED"
 
 
+class Web(Strict, frozen=True):
+    """What the proxy's own web servers must answer: the status, and members of the JSON body."""
+
+    status: int
+    body: dict[str, Any]
+    path: str = "/"
+
+
 class Expect(Strict, frozen=True):
     """What a flow must meet: ``verdict``, or ``endpoints`` (``ip:port``) with what the endpoint
-    sees of the source; for a check of a held flow ``alive``, ``endpoint``, ``lost``."""
+    sees of the source, or ``http``; for a check of a held flow ``alive``, ``endpoint``, ``lost``.
+    """
 
     verdict: Verdict | None = None
     endpoints: tuple[str, ...] | None = None
+    http: Web | None = None
     masquerade: bool | None = None
     masquerade_by_endpoint: dict[str, bool] | None = None
     same_endpoint: bool = False
@@ -116,29 +125,15 @@ class SetsExpected(Strict, frozen=True):
     has_any: bool | msgspec.UnsetType = msgspec.UNSET
 
 
-class Action(Strict, frozen=True):
-    """One entry of ``do``: exactly one of ``proxy``, ``exec``, ``fault``, ``wait_for``.
-
-    ``stdin`` is what an ``exec`` reads, such as the ruleset of a firewall that reloads.
-    """
-
-    proxy: str = ""
-    exec: tuple[str, ...] = ()
-    stdin: str = ""
-    place: str = msgspec.field(default="node", name="in")
-    fault: str = ""
-    kind: str = ""
-    wait_for: str = ""
-
-
-PROXY_VERBS = ("restart", "kill", "stop", "start")
-FAULT_KINDS = ("kill", "hang", "refuse", "heal")
-WAITS = ("synced",)
 TCP_FLAGS = "FSRPAU"
 
 
 class Step(Text, frozen=True):
-    """One update, on top of what is there; its parts are done in the order of these fields."""
+    """One update, on top of what is there; its parts are done in the order of these fields.
+
+    ``expect_events``: how many events of a kind (``down``, ``panic``, …) the step's journal holds
+    when its flows are through; kinds that are not named are not counted.
+    """
 
     do: tuple[Action, ...] = ()
     apply: tuple[Manifest, ...] = ()
@@ -146,6 +141,7 @@ class Step(Text, frozen=True):
     flows: tuple[Flow, ...] = ()
     expect_sets: SetsExpected | None = None
     expect_martian_drop: bool | None = None
+    expect_events: dict[Kind, int] = msgspec.field(default_factory=dict)
     api_valid: bool = True
 
 
@@ -154,7 +150,7 @@ class NodeSpec(Strict, frozen=True):
 
     name: str = "test-node"
     ips: tuple[str, ...] = ("192.168.0.2", "2001:db8::1")
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Scenario(Text, frozen=True, kw_only=True):
@@ -162,7 +158,7 @@ class Scenario(Text, frozen=True, kw_only=True):
 
     name: str
     modes: tuple[str, ...] | None = None
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = msgspec.field(default_factory=dict)
     node: NodeSpec = NodeSpec()
     objects: tuple[Manifest, ...] = ()
     flows: tuple[Flow, ...] = ()
@@ -266,7 +262,7 @@ def _faults(scenario: Scenario) -> Iterator[str]:
     names: set[str] = set()
     for number, step in enumerate(scenario.steps):
         for index, action in enumerate(step.do):
-            yield from _action_faults(action, f"updates[{number - 1}].do[{index}]")
+            yield from action_faults(action, f"updates[{number - 1}].do[{index}]")
         for index, flow in enumerate(step.flows):
             head = f"updates[{number - 1}]." if number else ""
             place = f"{head}flows[{index}]"
@@ -281,23 +277,6 @@ def _unknown_modes(modes: tuple[str, ...] | None, place: str) -> Iterator[str]:
     for mode in modes or ():
         if mode.removeprefix("!") not in MODES:
             yield f"{place}: unknown mode {mode!r}; there are {', '.join(MODES)}"
-
-
-def _action_faults(action: Action, place: str) -> Iterator[str]:
-    given = [key for key in ("proxy", "exec", "fault", "wait_for") if getattr(action, key)]
-    if len(given) != 1:
-        yield f"{place}: exactly one of proxy, exec, fault, wait_for is needed"
-    for key, value, known in (
-        ("proxy", action.proxy, PROXY_VERBS),
-        ("kind", action.kind if action.fault else "", FAULT_KINDS),
-        ("wait_for", action.wait_for, WAITS),
-    ):
-        if value and value not in known:
-            yield f"{place}.{key}: {value!r} is none of {', '.join(known)}"
-    if action.stdin and not action.exec:
-        yield f"{place}: stdin is for an exec to read"
-    if action.fault and not action.kind:
-        yield f"{place}: a fault needs a kind: {', '.join(FAULT_KINDS)}"
 
 
 def _flow_faults(flow: Flow, place: str, held: set[str], names: set[str]) -> Iterator[str]:
@@ -319,8 +298,11 @@ def _flow_faults(flow: Flow, place: str, held: set[str], names: set[str]) -> Ite
         if not flow.hold:
             yield f"{place}: nothing is expected; give expect"
         return
-    if (expect.verdict is None) == (expect.endpoints is None):
-        yield f"{place}.expect: exactly one of verdict and endpoints is needed"
+    kinds = (expect.verdict, expect.endpoints, expect.http)
+    if sum(kind is not None for kind in kinds) != 1:
+        yield f"{place}.expect: exactly one of verdict, endpoints and http is needed"
+    if expect.http is not None and (flow.proto is not Protocol.TCP or flow.hold):
+        yield f"{place}.expect.http: such a flow is of TCP, and is not held"
     if expect.endpoints == ():
         yield f"{place}.expect.endpoints: name one at least, or expect a verdict"
     for text in (*(expect.endpoints or ()), *(expect.masquerade_by_endpoint or ())):
@@ -340,15 +322,6 @@ def expectation(flow: Flow) -> Expect | None:
         all_endpoints_seen=flow.expect.all_endpoints_seen or flow.all_endpoints_seen,
         same_as=flow.expect.same_as or flow.same_as,
     )
-
-
-def canonical_endpoint(text: str) -> str | None:
-    """``ip:port`` in canonical text, IPv6 in brackets; None when it is none."""
-    host, colon, port = text.rpartition(":")
-    address = canonical_ip(host.strip("[]"))
-    if not colon or address is None or not port.isdigit() or not 0 < int(port) < 65536:
-        return None
-    return join_host_port(address, int(port))
 
 
 def canonical(scenario: Scenario) -> Scenario:

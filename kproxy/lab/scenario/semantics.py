@@ -15,8 +15,9 @@ import msgspec
 
 from kproxy.errors import ScenarioError
 from kproxy.lab.scenario import table
+from kproxy.lab.scenario.basics import Strict
 from kproxy.lab.scenario.exceptions import Row as ExceptionRow
-from kproxy.lab.scenario.schema import Broken, Scenario, Strict
+from kproxy.lab.scenario.schema import Broken, Scenario
 
 SHOWN, FAILED, NOT_CLAIMED = "✓", "✗", "–"
 

@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import Self
 
 from kproxy.backends.registry import Choice
-from kproxy.core.objects import Family, Protocol, family_of
+from kproxy.core.objects import Protocol, family_of
 from kproxy.errors import LabError
+from kproxy.health.journal import Event
+from kproxy.health.tail import Tail
 from kproxy.kernel import sysctl
 from kproxy.kernel.command import run
 from kproxy.kernel.netns import entered
+from kproxy.lab import faults
 from kproxy.lab.apply import Builder
+from kproxy.lab.faults import Fault
+from kproxy.lab.loss import lose
 from kproxy.lab.plan import plan
+from kproxy.lab.scenario.actions import Action, Health
 from kproxy.lab.scenario.build import CONTROL_PORT, NODE, Layout, build, node_spots
 from kproxy.lab.scenario.proxy import Manifests, Proxy
-from kproxy.lab.scenario.schema import Action, Flow, Scenario, Step
+from kproxy.lab.scenario.schema import Flow, Scenario, Step
 from kproxy.lab.scenario.settings import configuration, node_manifest
 from kproxy.lab.scenario.workspace import Workspace
 from kproxy.lab.scenario.zygote import Zygote
@@ -66,8 +72,10 @@ class Stage:
         self._responder = responder
         self._zygote = zygote
         self._owners: list[str] = []
+        self._faults: dict[str, tuple[Fault, ...]] = {}
         self._undo = ExitStack()
         self._mark = 0
+        self._journal: Tail | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
@@ -81,6 +89,8 @@ class Stage:
                     self._listen(address, host, listener)
             if self.choice is not None and self._zygote is not None:
                 config = configuration(self.scenario, self.choice)
+                self._journal = Tail(self.home / "state")
+                undo.callback(self._journal.close)
                 self.proxy = undo.enter_context(
                     Proxy(
                         self._zygote,
@@ -124,12 +134,17 @@ class Stage:
             self._responder.release(owner)
         self._owners.clear()
 
+    def events(self) -> list[Event]:
+        """What the daemon has journalled about endpoints since the step began."""
+        return self._journal.read() if self._journal is not None else []
+
     def perform(self, number: int, step: Step) -> None:
         """Do, apply, delete, and wait until it is in force. Step 0 starts the proxy."""
         # The proxy may want a port that the runner's listener holds: it comes first.
         self._responder.release(self._owner(_NODE_LISTENERS))
         if self.proxy is not None:
             self._mark = self.proxy.syncs
+        self.events()
         for action in step.do:
             self._act(action)
         self.manifests.put(step.apply)
@@ -173,8 +188,11 @@ class Stage:
         elif action.fault:
             self._fault(action.fault, action.kind)
         elif self.proxy is not None and self.proxy.running:
-            self.proxy.wait_synced(self._mark)
-            self.proxy.wait_in_force()
+            if isinstance(action.wait_for, Health):
+                self.proxy.wait_judged(action.wait_for)
+            else:
+                self.proxy.wait_synced(self._mark)
+                self.proxy.wait_in_force()
 
     def _verb(self, verb: str) -> None:
         if self.proxy is None:
@@ -198,17 +216,13 @@ class Stage:
         return host
 
     def _fault(self, address: str, kind: str) -> None:
-        """``kill``: the pod is silent, as if its machine were gone; the rest is the responder's."""
-        namespace = self.fd(self._home_of(address))
-        family = "-6" if family_of(address) is Family.IPV6 else "-4"
-        # After the rule for local addresses, so that packets come in and nothing gets out.
-        silence = ["blackhole", "pref", "1"]
-        if kind == "kill":
-            run(["ip", family, "rule", "add", *silence], namespace=namespace)
-            return
-        if kind == "heal":
-            run(["ip", family, "rule", "del", *silence], namespace=namespace, check=False)
-        self._responder.fault(self._owner(address), kind)
+        """The same faults as ``kproxy lab fault`` has, of the pod of an endpoint address."""
+        before = self._faults.get(address, ())
+        now = self._faults[address] = faults.added(before, [faults.parse(kind)])
+        share = faults.loss_of(now)
+        if share != faults.loss_of(before):
+            lose(self.layout.network, self._home_of(address), share)
+        self._responder.afflict(self._owner(address), faults.affliction(now))
 
     def probe(self, flow: Flow, *, timeout: float | None = None) -> Probe:
         """The probe of a flow whose packets a socket can send."""
@@ -222,6 +236,7 @@ class Stage:
             flow.source,
             flow.source_port,
             control=None if timeout is None else self.control(flow),
+            path=flow.expect.http.path if flow.expect and flow.expect.http else "",
             **more,
         )
 

@@ -9,7 +9,7 @@ import msgspec
 import yaml
 
 from kproxy.errors import ScenarioError
-from kproxy.lab.scenario.schema import Strict
+from kproxy.lab.scenario.basics import Strict
 
 R = TypeVar("R", bound=Strict)
 

@@ -43,6 +43,10 @@ _MODULES = (
         for part in ("apply", "counts", "door", "handover", "prepare", "state", "watch")
     ),
     "kproxy._relay",
+    *(
+        f"kproxy.health.{part}"
+        for part in ("care", "checks.checker", "checks.execute", "checks.grpc", "checks.http")
+    ),
     "anyio._backends._asyncio",
 )
 

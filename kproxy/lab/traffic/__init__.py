@@ -1,6 +1,7 @@
 """Real traffic inside lab namespaces: who answers, who asks, and what can be seen on the way.
 
-``wire`` is the echo protocol as values, ``responder`` answers in many namespaces from one loop,
+``wire`` is the echo protocol as values, ``responder`` answers in many namespaces from one loop
+(``handlers`` are its sockets; :mod:`kproxy.lab.faults` says what may befall it),
 ``probe`` sends many flows in parallel and names what came of each, ``crafted`` sends first packets
 that no socket would send, ``capture`` watches interfaces.
 

@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle, islice
 from typing import Self
 
+import msgspec
+
 from kproxy.core.objects import Family, Protocol, Value, family_of
 from kproxy.kernel.netns import entered
 from kproxy.lab.traffic import sockets
-from kproxy.lab.traffic.responder import RESET_ON_CLOSE
+from kproxy.lab.traffic.handlers import RESET_ON_CLOSE
 from kproxy.lab.traffic.wire import (
     GREETING,
     Answer,
@@ -28,6 +30,8 @@ from kproxy.lab.traffic.wire import (
     Reach,
     decode_answer,
     join_host_port,
+    web_answer,
+    web_request,
 )
 
 #: IP_RECVERR (linux/in.h, linux/in6.h). Without it a UDP socket hears of port unreachable only,
@@ -56,7 +60,8 @@ class Probe(Value, frozen=True):
 
     ``source`` "" and ``source_port`` 0 leave the choice to the kernel. ``timeout`` in seconds.
     ``control`` is sent when this probe met silence for its whole time: silence is only believed
-    when the control is answered, and nothing came back for this probe meanwhile.
+    when the control is answered, and nothing came back for this probe meanwhile. ``path``: a web
+    server is asked for it instead of a responder.
     """
 
     to: str
@@ -67,6 +72,7 @@ class Probe(Value, frozen=True):
     source_port: int = 0
     timeout: float = PATIENT
     control: Probe | None = None
+    path: str = ""
 
 
 class _Flow:
@@ -131,7 +137,8 @@ class _Flow:
         assert self.sock is not None
         self.connected = True
         try:
-            self.sock.sendall(GREETING + b"\n")
+            path = self.probe.path
+            self.sock.sendall(web_request(path) if path else GREETING + b"\n")
         except PermissionError:
             # A rule in OUTPUT took the datagram. REJECT's ICMP error waits in the socket and is
             # read next, as a refusal; after a DROP there is silence.
@@ -161,7 +168,10 @@ class _Flow:
             self._fail(error.errno or errno.EIO)
             return
         self.buffer += data
-        if b"\n" in self.buffer:
+        if self.probe.path:
+            if not data:
+                self._answered_by_web(*web_answer(self.buffer))
+        elif b"\n" in self.buffer:
             self._answered(decode_answer(self.buffer.partition(b"\n")[0]))
         elif not data and self.probe.protocol in sockets.STREAMS:
             self._end(Reach.CLOSED, detail="connection accepted, then closed without an answer")
@@ -177,6 +187,17 @@ class _Flow:
             answer.client,
             answer.local,
             self.clock() - self.began,
+        )
+
+    def _answered_by_web(self, status: int, page: str) -> None:
+        if not status:
+            self._end(Reach.ERROR, detail=f"not a web server's answer: {self.buffer[:80]!r}")
+            return
+        self._end(Reach.REACHED)
+        assert self.outcome is not None
+        local = join_host_port(self.probe.to, self.probe.port)
+        self.outcome = msgspec.structs.replace(
+            self.outcome, local=local, client=self.sender, status=status, page=page
         )
 
     def _fail(self, code: int) -> None:

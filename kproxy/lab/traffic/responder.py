@@ -2,179 +2,54 @@
 
 A lab runs one in a process of its own (:meth:`Responder.serve`), the scenario runner one in a
 thread (:meth:`Responder.start`). Listeners belong to an *owner* (a pod, an endpoint address), and
-faults act on an owner: ``hang`` (connections are taken by the kernel, nothing is answered),
-``refuse`` (nothing listens, everything open is reset), ``heal``.
+an :class:`~kproxy.lab.faults.Affliction` befalls an owner. What is slow or flaps costs timers of
+the loop, no thread, and delays nobody else.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import os
 import select
 import socket
-import struct
+import sys
 import threading
-from contextlib import suppress
-from typing import Any, Self
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Self
 
-from kproxy.core.objects import Family, Protocol, Value, family_of
+from kproxy.core.objects import Family, Protocol, family_of
 from kproxy.errors import LabError
 from kproxy.kernel.netns import entered
+from kproxy.lab.faults import HEALTHY, Affliction
 from kproxy.lab.traffic import sockets
-from kproxy.lab.traffic.wire import Answer, join_host_port, next_request, reply
+from kproxy.lab.traffic.handlers import Accepting, Connection, Datagrams, Handler, Later, Listener
+
+__all__ = ["Listener", "Responder"]
 
 _ANY = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}
 
-#: The option that sends small answers at once. SCTP_NODELAY is 3 (linux/sctp.h).
-_AT_ONCE = {
-    Protocol.TCP: (socket.IPPROTO_TCP, socket.TCP_NODELAY),
-    Protocol.SCTP: (socket.IPPROTO_SCTP, 3),
-}
-
 _BACKLOG = 1024
-_READ = 65536
-
-# linux/in.h; the socket module of 3.11 does not name them all.
-_IP_PKTINFO = 8
-_IPV6_FREEBIND = 78
-_PKTINFO4 = struct.Struct("=I4s4s")
-_PKTINFO6 = struct.Struct("=16sI")
-
-#: Closing sends a reset and leaves no TIME_WAIT behind that would hold the port.
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-
-class Listener(Value, frozen=True):
-    """What answers where. ``address`` "" means every address of both families."""
-
-    name: str
-    port: int
-    protocol: Protocol = Protocol.TCP
-    address: str = ""
-
-
-class _Connection:
-    """One accepted connection."""
-
-    def __init__(self, sock: socket.socket, listener: Listener, client: Any) -> None:
-        self.sock = sock
-        self.buffer = b""
-        local = sock.getsockname()
-        self._answer = Answer(
-            listener.name,
-            join_host_port(client[0], client[1]),
-            join_host_port(local[0], local[1]),
-            listener.protocol,
-        )
-
-    def ready(self) -> bool:
-        """Serve what has come; False when the connection is over."""
-        try:
-            data = self.sock.recv(_READ)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        if not data:
-            return False
-        self.buffer += data
-        try:
-            while True:
-                request, self.buffer = next_request(self.buffer)
-                if request is None:
-                    return True
-                answer = Answer(
-                    self._answer.name,
-                    self._answer.client,
-                    self._answer.local,
-                    self._answer.proto,
-                    request.text,
-                )
-                # Answers are far smaller than a socket buffer: a client that does not read them
-                # for that long loses its connection.
-                self.sock.sendall(reply(request, answer))
-                if request.close:
-                    self.sock.shutdown(socket.SHUT_WR)
-        except (ValueError, OSError):
-            return False
-
-
-class _Accepting:
-    """A listening socket of a protocol with connections."""
-
-    def __init__(self, sock: socket.socket, listener: Listener) -> None:
-        self.sock = sock
-        self.listener = listener
-
-    def accept(self) -> _Connection | None:
-        try:
-            sock, client = self.sock.accept()
-        except OSError:
-            return None
-        sock.setblocking(False)
-        sock.setsockopt(*_AT_ONCE[self.listener.protocol], 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-        return _Connection(sock, self.listener, client)
-
-
-class _Datagrams:
-    """A UDP socket; answers leave from the address that was asked (IP_PKTINFO)."""
-
-    def __init__(self, sock: socket.socket, listener: Listener) -> None:
-        self.sock = sock
-        self.name = listener.name
-        self.port = listener.port
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-            # Where a LOCAL route makes every address ours, no interface carries the one to answer
-            # from; IPv4 asks the local table and is content.
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-
-    def ready(self) -> None:
-        while True:
-            try:
-                data, control, _, client = self.sock.recvmsg(_READ, 128)
-            except OSError:
-                # Nothing left, or an ICMP error about an earlier answer: neither is ours to mend.
-                return
-            local, back = self._arrived_at(control)
-            answer = Answer(
-                self.name,
-                join_host_port(client[0], client[1]),
-                join_host_port(local, self.port),
-                Protocol.UDP,
-                data.strip().decode(errors="replace"),
-            )
-            request, _ = next_request(data.strip() + b"\n")
-            if request is not None:
-                with suppress(OSError):
-                    self.sock.sendmsg([reply(request, answer)], back, 0, client)
-
-    def _arrived_at(self, control: list[Any]) -> tuple[str, list[Any]]:
-        """The destination of the datagram, and the control message that answers from there."""
-        for level, kind, data in control:
-            if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
-                _, _, destination = _PKTINFO4.unpack(data[: _PKTINFO4.size])
-                back = _PKTINFO4.pack(0, destination, bytes(4))
-                return socket.inet_ntop(socket.AF_INET, destination), [(level, kind, back)]
-            if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
-                destination, _ = _PKTINFO6.unpack(data[: _PKTINFO6.size])
-                back = _PKTINFO6.pack(destination, 0)
-                return socket.inet_ntop(socket.AF_INET6, destination), [(level, kind, back)]
-        return self.sock.getsockname()[0], []
-
-
-_Handler = _Accepting | _Connection | _Datagrams
 
 
 class _Owner:
-    """All that one owner has: how to listen again, and what is open now."""
+    """All that one owner has: how to listen again, what is open now, what it suffers from."""
 
     def __init__(self) -> None:
         self.listeners: list[tuple[int, Listener]] = []
-        self.open: dict[int, _Handler] = {}
-        self.hung = False
+        self.open: dict[int, Handler] = {}
+        self.affliction = HEALTHY
+        #: Nothing is open; a flapping owner is by turns.
+        self.closed = False
+        #: Counts afflictions, so that a timer of an earlier one is known for what it is.
+        self.turn = 0
+        #: Answers that wait by handler: how many, and when the last of them is due (the order of
+        #: answers on a connection is that of its requests).
+        self.waiting: dict[Handler, tuple[int, float]] = {}
+        #: Answers that were due while the owner was hung.
+        self.held: list[tuple[Handler, Callable[[], None]]] = []
 
 
 class Responder:
@@ -184,6 +59,9 @@ class Responder:
         self._epoll = select.epoll()
         self._owners: dict[str, _Owner] = {}
         self._owner_of: dict[int, str] = {}
+        #: (due, serial, what to do), of time.monotonic().
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._serial = itertools.count()
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -202,7 +80,8 @@ class Responder:
         the owner may be healed). OSError with EADDRINUSE when the port is taken."""
         with self._lock:
             state = self._owners.setdefault(owner, _Owner())
-            self._open(owner, state, namespace, listener)
+            if not state.closed:
+                self._open(owner, state, namespace, listener)
             state.listeners.append((-1 if namespace is None else namespace, listener))
 
     def _open(self, owner: str, state: _Owner, namespace: int | None, listener: Listener) -> None:
@@ -211,15 +90,15 @@ class Responder:
             sockets = [_listening(listener, family) for family in families]
         for sock in sockets:
             if listener.protocol is Protocol.UDP:
-                self._watch(owner, state, sock, _Datagrams(sock, listener))
+                self._watch(owner, state, sock, Datagrams(sock, listener))
             else:
-                self._watch(owner, state, sock, _Accepting(sock, listener))
+                self._watch(owner, state, sock, Accepting(sock, listener))
 
-    def _watch(self, owner: str, state: _Owner, sock: socket.socket, handler: _Handler) -> None:
+    def _watch(self, owner: str, state: _Owner, sock: socket.socket, handler: Handler) -> None:
         fd = sock.fileno()
         state.open[fd] = handler
         self._owner_of[fd] = owner
-        if not state.hung:
+        if not state.affliction.hung:
             self._epoll.register(fd, select.EPOLLIN)
 
     def release(self, owner: str) -> None:
@@ -227,45 +106,144 @@ class Responder:
         with self._lock:
             state = self._owners.pop(owner, None)
             if state is not None:
+                state.turn += 1
                 self._shut(state)
 
     def _shut(self, state: _Owner) -> None:
         for fd, handler in list(state.open.items()):
             self._drop(state, fd, handler)
+        state.held.clear()
 
-    def _drop(self, state: _Owner, fd: int, handler: _Handler) -> None:
+    def _drop(self, state: _Owner, fd: int, handler: Handler) -> None:
         state.open.pop(fd, None)
+        state.waiting.pop(handler, None)
         self._owner_of.pop(fd, None)
         handler.sock.close()
 
-    def fault(self, owner: str, kind: str) -> None:
-        """``hang``, ``refuse`` or ``heal``. LabError for an unknown owner or kind."""
+    # --- what befalls an owner ----------------------------------------------------------------
+
+    def afflict(self, owner: str, affliction: Affliction) -> None:
+        """From now on ``owner`` suffers from this and nothing else. LabError for one unknown, and
+        OSError when it cannot listen again."""
         with self._lock:
-            state = self._owners.get(owner)
-            if state is None:
-                raise LabError(f"nothing answers for {owner}", hint="name an endpoint address")
-            action = {"hang": self._hang, "refuse": self._refuse, "heal": self._heal}.get(kind)
-            if action is None:
-                raise LabError(f"unknown fault {kind}", hint="hang, refuse, heal")
-            action(owner, state)
+            state = self._known(owner)
+            hung, state.affliction = state.affliction.hung, affliction
+            state.turn += 1
+            if affliction.hung != hung:
+                self._set_hung(state)
+            self._set_closed(owner, state, affliction.closed)
+            if affliction.flap is not None:
+                self._flap(owner, state, state.turn, closing=True)
 
-    def _hang(self, owner: str, state: _Owner) -> None:
-        if not state.hung:
-            state.hung = True
-            for fd in state.open:
+    def restart(self, owner: str) -> None:
+        """What happens when a process ends and another one takes its place at once."""
+        with self._lock:
+            state = self._known(owner)
+            if not state.closed:
+                self._set_closed(owner, state, True)
+                self._set_closed(owner, state, False)
+
+    def _known(self, owner: str) -> _Owner:
+        state = self._owners.get(owner)
+        if state is None:
+            raise LabError(f"nothing answers for {owner}", hint="name an endpoint address")
+        return state
+
+    def _set_hung(self, state: _Owner) -> None:
+        if state.affliction.hung:
+            for fd in self._watched(state):
                 self._epoll.unregister(fd)
+            return
+        for fd in self._watched(state):
+            self._epoll.register(fd, select.EPOLLIN)
+        held, state.held = state.held, []
+        for handler, send in held:
+            self._at(time.monotonic(), partial(self._due, state, handler, send))
 
-    def _refuse(self, owner: str, state: _Owner) -> None:
-        self._shut(state)
+    @staticmethod
+    def _watched(state: _Owner) -> list[int]:
+        """What is waited for: nothing more comes on connections whose clients have ended."""
+        ended = (fd for fd, one in state.open.items() if isinstance(one, Connection) and one.ended)
+        return list(state.open.keys() - set(ended))
 
-    def _heal(self, owner: str, state: _Owner) -> None:
-        if state.hung:
-            state.hung = False
-            for fd in state.open:
-                self._epoll.register(fd, select.EPOLLIN)
-        if not state.open:
+    def _set_closed(self, owner: str, state: _Owner, closed: bool) -> None:
+        if closed:
+            self._shut(state)
+        elif state.closed:
             for namespace, listener in state.listeners:
                 self._open(owner, state, None if namespace < 0 else namespace, listener)
+        state.closed = closed
+
+    def _flap(self, owner: str, state: _Owner, turn: int, *, closing: bool) -> None:
+        """Set the timer of the next change."""
+        assert state.affliction.flap is not None
+        up, down = state.affliction.flap
+
+        def change() -> None:
+            if state.turn != turn:
+                return
+            try:
+                self._set_closed(owner, state, closing)
+            except OSError as wrong:
+                # Its turn comes again; until then it is as closed as it was.
+                sys.stderr.write(f"{owner} cannot listen again: {wrong.strerror}\n")
+            self._flap(owner, state, turn, closing=not closing)
+
+        self._at(time.monotonic() + (up if closing else down), change)
+
+    # --- timers -------------------------------------------------------------------------------
+
+    def _at(self, due: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (due, next(self._serial), action))
+        if self._timers[0][2] is action and threading.current_thread() is not self._thread:
+            os.eventfd_write(self._wake, 1)
+
+    def _patience(self) -> float | None:
+        """Seconds until the next timer is due."""
+        with self._lock:
+            return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+
+    def _act(self) -> None:
+        """Do what is due."""
+        with self._lock:
+            now = time.monotonic()
+            while self._timers and self._timers[0][0] <= now:
+                heapq.heappop(self._timers)[2]()
+
+    def _later(self, state: _Owner, handler: Handler) -> Later | None:
+        """How this handler's answers leave; None: at once."""
+        slow = state.affliction.slow
+        if not slow and handler not in state.waiting:
+            return None
+
+        def later(send: Callable[[], None]) -> None:
+            count, last = state.waiting.get(handler, (0, 0.0))
+            due = max(time.monotonic() + slow, last)
+            state.waiting[handler] = count + 1, due
+            self._at(due, partial(self._due, state, handler, send))
+
+        return later
+
+    def _due(self, state: _Owner, handler: Handler, send: Callable[[], None]) -> None:
+        """One answer's time has come, unless what it would leave by is gone."""
+        if handler not in state.waiting:
+            return
+        if state.affliction.hung:
+            state.held.append((handler, send))
+            return
+        count, last = state.waiting[handler]
+        state.waiting[handler] = count - 1, last
+        if count == 1:
+            del state.waiting[handler]
+        try:
+            send()
+        except OSError:
+            self._drop(state, handler.sock.fileno(), handler)
+            return
+        if count == 1 and isinstance(handler, Connection) and handler.ended:
+            self._drop(state, handler.sock.fileno(), handler)
+
+    # --- the loop -----------------------------------------------------------------------------
 
     def start(self) -> None:
         """Serve in a thread of this process until :meth:`close`."""
@@ -275,9 +253,12 @@ class Responder:
     def serve(self) -> None:
         """Serve until :meth:`close` is called (from a signal handler or another thread)."""
         while not self._stopping:
-            for fd, _ in self._epoll.poll():
-                if fd != self._wake:
+            for fd, _ in self._epoll.poll(self._patience()):
+                if fd == self._wake:
+                    os.eventfd_read(fd)
+                else:
                     self._dispatch(fd)
+            self._act()
 
     def _dispatch(self, fd: int) -> None:
         with self._lock:
@@ -285,16 +266,25 @@ class Responder:
             if owner is None:
                 return
             state = self._owners[owner]
+            if state.affliction.hung:
+                return  # since it was seen to be ready
             handler = state.open[fd]
             match handler:
-                case _Accepting():
+                case Accepting():
                     while (connection := handler.accept()) is not None:
                         self._watch(owner, state, connection.sock, connection)
-                case _Connection():
-                    if not handler.ready():
-                        self._drop(state, fd, handler)
-                case _Datagrams():
-                    handler.ready()
+                case Connection():
+                    if not handler.ready(self._later(state, handler)):
+                        self._over(state, fd, handler)
+                case Datagrams():
+                    handler.ready(self._later(state, handler))
+
+    def _over(self, state: _Owner, fd: int, handler: Connection) -> None:
+        """Nothing more comes; what was asked before is still answered."""
+        if handler.ended and handler in state.waiting:
+            self._epoll.unregister(fd)
+        else:
+            self._drop(state, fd, handler)
 
     def close(self) -> None:
         """Stop serving and close everything."""

@@ -3,7 +3,8 @@
 The client speaks first, so that one port serves both kinds of client:
 
 * bytes that begin with an HTTP method are an HTTP/1.1 request; each gets a response whose body is
-  the answer (so ``curl pod:80`` works);
+  the answer (so ``curl pod:80`` works), but for two paths that probes and load generators like:
+  ``/healthz`` is ``ok`` in plain text, ``/status/503`` a response of that status;
 * anything else is read line by line, and each line gets one JSON line back (so a person typing
   into ``nc`` sees at once who he is talking to).
 
@@ -14,6 +15,7 @@ local address the packet arrived, and the line itself.
 from __future__ import annotations
 
 from enum import StrEnum
+from http import HTTPStatus
 
 import msgspec
 
@@ -24,6 +26,9 @@ GREETING = b"kproxy-echo"
 
 #: A line or an HTTP head longer than this ends the connection: 8 KiB is what web servers allow.
 MAX_REQUEST = 8192
+
+#: Paths of HTTP with answers of their own.
+HEALTHZ, STATUS = "/healthz", "/status/"
 
 _METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ")
 
@@ -58,7 +63,8 @@ class Outcome(Value, frozen=True):
 
     ``sender`` is the ``ip:port`` that the probe was sent from. ``endpoint`` (the responder's name),
     ``client`` (the source that it saw) and ``local`` (the destination that it saw) are set when
-    REACHED. ``seconds`` is the time until the end, ``detail`` the reason in words.
+    REACHED. ``seconds`` is the time until the end, ``detail`` the reason in words. ``status`` and
+    ``page`` are those of a web server that was asked for a path, whoever it is.
     """
 
     reach: Reach
@@ -68,6 +74,8 @@ class Outcome(Value, frozen=True):
     local: str = ""
     seconds: float = 0.0
     detail: str = ""
+    status: int = 0
+    page: str = ""
 
     @property
     def masqueraded(self) -> bool:
@@ -75,6 +83,8 @@ class Outcome(Value, frozen=True):
         return split_host_port(self.client)[0] != split_host_port(self.sender)[0]
 
     def __str__(self) -> str:
+        if self.status:
+            return f"HTTP {self.status} {self.page}"
         if self.reach is Reach.REACHED:
             return f"{self.local} ({self.endpoint}) from {self.client}"
         return f"{self.reach.value}: {self.detail}" if self.detail else self.reach.value
@@ -91,6 +101,20 @@ def split_host_port(text: str) -> tuple[str, int]:
         return "", 0
     host, _, port = text.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def web_request(path: str) -> bytes:
+    """What asks a web server for a path, and for the end of the connection after it."""
+    return f"GET {path} HTTP/1.0\r\n\r\n".encode()
+
+
+def web_answer(data: bytes) -> tuple[int, str]:
+    """Status and body of a whole answer; (0, "") when it is none."""
+    head, end, body = data.partition(b"\r\n\r\n")
+    words = head.partition(b"\r\n")[0].split()
+    if not end or len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
+        return 0, ""
+    return int(words[1]), body.decode(errors="replace").strip()
 
 
 def encode_answer(answer: Answer) -> bytes:
@@ -113,6 +137,12 @@ class Request(Value, frozen=True):
     http: bool = False
     head_only: bool = False
     close: bool = False
+
+    @property
+    def path(self) -> str:
+        """What an HTTP request asks for, without its query."""
+        words = self.text.split(" ")
+        return words[1].partition("?")[0] if len(words) > 1 else ""
 
 
 def next_request(buffer: bytes) -> tuple[Request | None, bytes]:
@@ -148,12 +178,37 @@ def next_request(buffer: bytes) -> tuple[Request | None, bytes]:
 
 def reply(request: Request, answer: Answer) -> bytes:
     """The bytes that answer one request."""
-    body = encode_answer(answer)
     if not request.http:
-        return body
+        return encode_answer(answer)
+    status, kind, body = _page(request.path, answer)
+    # RFC 9110, section 8.6: these have no body, and no length of one.
+    bare = status < HTTPStatus.OK or status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+    length = "" if bare else f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
     head = (
-        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n"
+        f"HTTP/1.1 {status} {_phrase(status)}\r\n{length}"
         f"Connection: {'close' if request.close else 'keep-alive'}\r\n\r\n"
     ).encode()
-    return head if request.head_only else head + body
+    return head if bare or request.head_only else head + body
+
+
+def _page(path: str, answer: Answer) -> tuple[int, str, bytes]:
+    """Status, type and body of what an HTTP request asks for."""
+    if path == HEALTHZ:
+        return HTTPStatus.OK, "text/plain; charset=utf-8", b"ok"
+    wanted = path.removeprefix(STATUS)
+    if (
+        wanted != path
+        and wanted.isascii()
+        and wanted.isdigit()
+        and len(wanted) == 3
+        and "2" <= wanted < "6"
+    ):
+        return int(wanted), "text/plain; charset=utf-8", f"{_phrase(int(wanted))}\n".encode()
+    return HTTPStatus.OK, "application/json", encode_answer(answer)
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Status"

@@ -20,6 +20,7 @@ from kproxy.core.policy import Client, Entry, Use, treatment
 from kproxy.core.snapshot import LocalDetector, NodePortTargets, PortPlan, Snapshot
 from kproxy.core.tracker import Tracker
 from kproxy.core.twin.values import Algorithm, Fate, Range, ServiceTable, Way, WayKind
+from tests.backends.iptables.plans import port, weighed
 from tests.factories import make_endpoint, make_port, make_service, make_settings, make_slice
 from tests.fastpath.packets import raw
 
@@ -135,6 +136,30 @@ def test_annotations(
     assert [member.weight for member in table.members] == weights
     assert notice in told
     assert bool(notice) == bool(told)
+
+
+#: (the Service's own weights, what slow start leaves of them) -> weights of members
+WEIGHTS = [
+    ("", (100, 100, 100), (1, 1, 1)),
+    ("", (5, 5, 5), (1, 1, 1)),
+    ("", (100, 5, 100), (20, 1, 20)),
+    ("", (100, 7, 100), (100, 7, 100)),
+    ("10.180.0.1=3", (100, 100, 100), (3, 1, 1)),
+    ("10.180.0.1=3", (50, 100, 100), (3, 2, 2)),
+    ("10.180.0.1=3", (100, 10, 100), (30, 1, 10)),
+    ("10.180.0.1=65535, 10.180.0.2=65535", (100, 5, 100), (65535, 3276, 1)),
+]
+
+
+@pytest.mark.parametrize(("own", "slow", "wanted"), WEIGHTS)
+def test_weights(own: str, slow: tuple[int, ...], wanted: tuple[int, ...]):
+    """Both multiplied, from 1 to 65,535; the Service's own where nobody starts slowly."""
+    plan = weighed(port(pods=3), *slow)
+    if own:
+        plan = msgspec.structs.replace(plan, annotations=((WEIGHTS_ANNOTATION, own),))
+    table, notice = service_table(plan, Family.IPV4, SETTINGS)
+    assert not notice
+    assert tuple(member.weight for member in table.members) == wanted
 
 
 def test_work_follows_change():

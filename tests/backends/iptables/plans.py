@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import product
 
+from msgspec.structs import replace
+
 from kproxy.backends.iptables.service import Context
 from kproxy.core.objects import Family, PortName, Protocol, TrafficPolicy
 from kproxy.core.snapshot import (
@@ -115,6 +117,19 @@ def port(
         external_policy=external,
         health_check_node_port=health,
     )
+
+
+def weighed(plan: PortPlan, *weights: int) -> PortPlan:
+    """The same with other weights of its endpoints, in the order of the family's pods."""
+    sets, six = plan.endpoints, ":" in plan.endpoints.all[0].ip
+    by_ip = dict(zip(ADDRESSES[V6 if six else V4][4], weights))
+
+    def by_weight(ends: tuple[Endpoint, ...] | None) -> tuple[Endpoint, ...] | None:
+        return ends and tuple([replace(end, weight=by_ip[end.ip]) for end in ends])
+
+    cluster, local = by_weight(sets.cluster), by_weight(sets.local)
+    chosen = by_weight(sets.all) or ()
+    return replace(plan, endpoints=replace(sets, cluster=cluster, local=local, all=chosen))
 
 
 #: Every combination that changes which rules there are.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
 
+from kproxy.backends.base import Finding
 from kproxy.backends.userspace.door import Standing
 from kproxy.backends.userspace.plan import Front, NodePort, Service
 from kproxy.core.objects import PortName
@@ -24,6 +25,7 @@ class FakeRelay:
         self.unopened: set[Front] = set()
         self.said: list[tuple[str, object]] = []
         self.before: dict[Front, int] = {}
+        self.sources: tuple[str, ...] = ()
         self._next = 40000
         self.deafened: set[Front] = set()
         self._services: dict[PortName, Service] = {}
@@ -50,6 +52,10 @@ class FakeRelay:
 
     def remember(self, ports: Mapping[Front, int]) -> None:
         self.before.update(ports)
+
+    def set_sources(self, addresses: tuple[str, ...]) -> None:
+        self.said.append(("sources", addresses))
+        self.sources = addresses
 
     @property
     def deaf(self) -> bool:
@@ -112,6 +118,9 @@ class FakeRelay:
         for port in ports:
             self.said.append(("release", port))
             self._held.discard(port)
+
+    def findings(self) -> list[Finding]:
+        return []
 
     def close(self) -> None:
         self._services, self._standing, self._ports, self._held = {}, {}, {}, set()

@@ -11,11 +11,11 @@ from kproxy.backends.fake import FakeIptables
 from kproxy.backends.syncer import Syncer
 from kproxy.backends.userspace import chains
 from kproxy.backends.userspace.apply import UserspaceBackend
-from kproxy.backends.userspace.plan import Front
+from kproxy.backends.userspace.plan import Front, NodePort
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family, PortName, Protocol
 from kproxy.core.policy import Use
-from kproxy.core.snapshot import PortPlan
+from kproxy.core.snapshot import NodePortTargets, PortPlan
 from kproxy.errors import ContentError, KernelError
 from tests.backends.iptables.plans import (
     LOCAL,
@@ -197,6 +197,49 @@ def test_a_front_that_cannot_be_opened(world: World) -> None:
     assert fresh.rows("filter", chains.NODEPORT_FILTER) == []
 
 
+@pytest.mark.parametrize("goes", ["the service", "its endpoints"])
+def test_a_port_that_is_given_up_is_used_at_once(world: World, goes: str) -> None:
+    """By one that had found none, in the same sync; as many are tried as were given up."""
+    fronts = [Front(PortName("ns1", name, "p80", Protocol.TCP), Use.CLUSTER) for name in "ab"]
+    world.relay.unopened |= {*fronts}
+    late = [port(front.name.name, number=90 + n) for n, front in enumerate(fronts)]
+    first = successor(NOW, *late)
+    assert len(world.syncer.sync(first).refused) == 2
+    world.verbs()
+    gone = {"removed": (OTHER.name,)} if goes == "the service" else {}
+    plans = () if gone else (port("other", number=81, pods=0),)
+    world.relay.unopened.clear()
+    applied = world.syncer.sync(successor(first, *plans, **gone))  # type: ignore[arg-type]
+    assert not applied.full
+    assert world.verbs() == ["restore", "drop", "restore", "put", *OPENED]
+    assert world.left_out() == ["b"]
+    assert world.relay.deafened == set()
+    a, b = (f"ns1/{front.name.name}:p80" for front in fronts)
+    rows = "".join(world.rows("nat", chains.PORTALS_HOST))
+    assert (a in rows, b in rows) == (True, False)
+    world.syncer.forget()
+    assert world.syncer.sync(successor(first, *plans, **gone)).refused == ()  # type: ignore[arg-type]
+
+
+def test_a_node_port_that_is_given_up_is_held_at_once(world: World) -> None:
+    """By another service port that had wanted it at other addresses."""
+    release = world.relay.release
+
+    def giving_up(ports: Iterable[NodePort]) -> None:
+        world.relay.taken.clear()
+        release(ports)
+
+    world.relay.taken.add((30080, False))
+    world.relay.release = giving_up  # type: ignore[method-assign]
+    some = NodePortTargets(all=False, addresses=("10.9.0.1",))
+    world.syncer.sync(
+        snapshot(WEB, OTHER, settings_=settings(node_port_targets=some), generation=2)
+    )
+    assert world.left_out() == []
+    assert world.relay.held == {NodePort(30080, False, ("10.9.0.1", "127.0.0.1"))}
+    assert len(world.rows("nat", chains.NODEPORT_HOST)) == 2
+
+
 def test_sctp_is_refused_and_told() -> None:
     """In the kernel like a service port without endpoints."""
     world = World()
@@ -272,6 +315,22 @@ def test_loopback_is_guarded_as_soon_as_it_is_served() -> None:
     assert not applied.full
     assert len(world.rows("filter", "KUBE-FIREWALL")) == 1
     assert world.door.sysctls["net/ipv4/conf/all/route_localnet"] == "1"
+
+
+def test_addresses_to_connect_from_are_told_when_they_change(world: World) -> None:
+    """At the first sync that has any, when they are others, and to a relay that is another."""
+    own = settings(addresses=("10.9.0.1",), local_addresses=("10.9.0.1", "10.9.0.2"))
+    world.syncer.sync(snapshot(WEB, OTHER, settings_=own, generation=2))
+    assert ("sources", ("10.9.0.1", "10.9.0.2")) in world.log
+    world.verbs()
+    world.syncer.sync(snapshot(WEB, settings_=own, generation=3))
+    world.syncer.forget()
+    world.syncer.sync(snapshot(WEB, settings_=own, generation=3))
+    assert "sources" not in world.verbs()
+    world.relay.sources = ()
+    world.syncer.forget()
+    world.syncer.sync(snapshot(WEB, settings_=own, generation=3))
+    assert world.log[0] == ("sources", ("10.9.0.1", "10.9.0.2"))
 
 
 def test_a_refused_line_names_its_service_port(world: World) -> None:

@@ -8,11 +8,12 @@ import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from kproxy.backends.userspace import handover, sockets
+from kproxy.backends.userspace import handover, messages, sockets
 from kproxy.backends.userspace.bequest import Heir
 from kproxy.backends.userspace.door import RelayDoor
 from kproxy.backends.userspace.estate import Words
@@ -46,7 +47,7 @@ class Scene:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         # Long enough for who answers, short for who does not.
         self.line = Line(ours, patience=0.5)
-        self.successor = Predecessor(Line(theirs, patience=10), "here")
+        self.successor = Predecessor(Line(theirs, patience=10), Path("here"))
         opened.callback(self.line.close)
         opened.callback(self.successor.close)
         self._pool = opened.enter_context(ThreadPoolExecutor(1))
@@ -58,7 +59,7 @@ class Scene:
 
         def run() -> None:
             handover.greet(self.line)
-            handover.hand_over(self.line, [self.old], self.lock)
+            handover.hand_over(self.line, [self.old], [self.lock])
 
         return self._pool.submit(run)
 
@@ -102,12 +103,12 @@ def test_services_change_hands_one_by_one(scene: Scene) -> None:
         heard.append(words.name)
         assert scene.serves(scene.new, words.name)
 
-    lock = scene.successor.parting(take)
+    (lock,) = scene.successor.parting(take)
     assert heard == NAMES
     assert os.path.sameopenfile(lock, scene.lock)
     os.close(lock)
     assert scene.old.held == scene.new.held == {NODE_PORT}
-    scene.successor._line.say(handover.Serving())
+    scene.successor._line.say(messages.Serving())
     done.result()
     assert (scene.old.held, scene.new.held) == (frozenset(), {NODE_PORT})
     assert all(scene.serves(scene.new, name) for name in NAMES)
@@ -126,7 +127,8 @@ def _with_the_sockets(scene: Scene) -> None:
 
 def _with_the_last_words(scene: Scene) -> None:
     scene.successor.estates()
-    os.close(scene.successor.parting(lambda family, words: None))
+    (lock,) = scene.successor.parting(lambda family, words: None)
+    os.close(lock)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,7 @@ def test_a_successor_that_falls_silent(scene: Scene, step: Callable[[Scene], Non
     before = _listening()
     done = scene.hand_over()
     if step is _at_once:
-        scene.successor._line.say(handover.Hello(handover.VERSION))
+        scene.successor._line.say(messages.Hello(messages.VERSION))
     step(scene)
     with pytest.raises(KernelError, match="no word in time"):
         done.result()
@@ -186,8 +188,9 @@ def test_sockets_outside_the_range_are_not_served(scene: Scene) -> None:
     with closing(RelayDoor(V4, settings)) as new:
         heir, done = Heir(new), scene.hand_over()
         heir.adopt(scene.successor.estates()[V4])
-        os.close(scene.successor.parting(lambda _, words: heir.enter(words)))
-        scene.successor._line.say(handover.Serving())
+        (lock,) = scene.successor.parting(lambda _, words: heir.enter(words))
+        os.close(lock)
+        scene.successor._line.say(messages.Serving())
         done.result()
         assert set(new.ports.values()) == {kept}
 
@@ -199,8 +202,9 @@ def test_sockets_at_another_address_are_not_served(scene: Scene) -> None:
         before, theirs = _listening(), scene.old.carried.sockets
         heir, done = Heir(new), scene.hand_over()
         heir.adopt(scene.successor.estates()[V4])
-        os.close(scene.successor.parting(lambda _, words: heir.enter(words)))
-        scene.successor._line.say(handover.Serving())
+        (lock,) = scene.successor.parting(lambda _, words: heir.enter(words))
+        os.close(lock)
+        scene.successor._line.say(messages.Serving())
         done.result()
         assert all(not standing.ports for standing in new.running().values())
         assert _listening() == before - theirs

@@ -8,6 +8,7 @@ import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -208,6 +209,32 @@ def test_an_address_to_listen_at(opened: ExitStack) -> None:
     socket.create_connection(("127.0.0.7", port)).close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize("when", ["before the relay starts", "while it runs"])
+def test_other_addresses_to_connect_from(opened: ExitStack, when: str) -> None:
+    """Used when the usual one has no port left; whoever comes is served."""
+    door = made(opened)
+    listening, place = endpoint(opened)
+    wanted = service(ends=(place,))
+    if when == "before the relay starts":
+        door.set_sources(("127.0.0.2",))
+    door.put([wanted])
+    if when == "while it runs":
+        door.set_sources(("127.0.0.2",))
+    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("40000 40000")
+    port = door.running()[wanted.name].ports[CLUSTER]
+    seen = []
+    for number in (50000, 50001):
+        client = socket.create_connection(
+            ("127.0.0.1", port), timeout=10, source_address=("127.0.0.1", number)
+        )
+        opened.enter_context(client)
+        accepted, (source, _) = listening.accept()
+        opened.enter_context(accepted)
+        seen.append(source)
+    assert seen == ["127.0.0.1", "127.0.0.2"]
+    until(lambda: door.figures().totals["other_sources"] == 1)
 
 
 def test_no_descriptors_left(opened: ExitStack) -> None:

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from msgspec.msgpack import Decoder
 
-from kproxy.backends.userspace import handover, state
+from kproxy.backends.userspace import handover, messages, state
 from kproxy.backends.userspace.estate import Estate, Lent, LentFront, LentPort
 from kproxy.backends.userspace.plan import Front, NodePort, Service
 from kproxy.backends.userspace.wire import MOST_FDS, Line
@@ -221,7 +221,7 @@ def test_another_version_is_refused(folder: Path) -> None:
         assert before is not None
         assert before.pid == os.getpid()
         old = Line(listening.accept()[0])
-        answer = pool.submit(handover.greet, _saying(old, version=handover.VERSION + 1, new=before))
+        answer = pool.submit(handover.greet, _saying(old, version=messages.VERSION + 1, new=before))
         with pytest.raises(UsageError, match=r"cannot be taken over from.*version.*stop it first"):
             before.estates()
         with pytest.raises(KernelError, match="speaks version"):
@@ -232,7 +232,7 @@ def test_another_version_is_refused(folder: Path) -> None:
 
 def _saying(old: Line, *, version: int, new: handover.Predecessor) -> Line:
     """``old``, to which a successor of another version has spoken before ``new`` does."""
-    new._line.say(handover.Hello(version))
+    new._line.say(messages.Hello(version))
     return old
 
 
@@ -278,6 +278,7 @@ def test_values_travel(lines: tuple[Line, Line]) -> None:
         affinity_seconds=10800,
         proxy_protocol=True,
         node_port=NodePort(30053, udp=True, addresses=("2001:db8::7",)),
+        weights=(100, 5),
     )
     assert all(getattr(service, field) for field in Service.__struct_fields__)
     said.say(service)

@@ -6,10 +6,12 @@ import pytest
 from msgspec.structs import replace
 
 from kproxy.backends.userspace.plan import NodePort, Service, service_of, uses_of
+from kproxy.backends.userspace.render import Block
+from kproxy.backends.userspace.rules import Context
 from kproxy.core.objects import Protocol
 from kproxy.core.policy import Use
 from kproxy.core.snapshot import Endpoint, NodePortTargets, PortPlan
-from tests.backends.iptables.plans import LOCAL, V6, port, settings
+from tests.backends.iptables.plans import LOCAL, V4, V6, port, settings, weighed
 
 C, L = Use.CLUSTER, Use.LOCAL
 
@@ -48,6 +50,20 @@ def test_lists_are_indexes_into_the_endpoints() -> None:
     assert service.endpoints == (("10.180.0.1", 80), ("10.180.0.2", 80), ("10.180.0.3", 80))
     assert (service.cluster, service.local) == ((0, 1, 2), (0,))
     assert [front.use for front in service.fronts] == [C, L]
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [((100, 100, 100), ()), ((30, 30, 30), ()), ((100, 5, 100), (100, 5, 100))],
+)
+def test_weights(weights: tuple[int, ...], told: tuple[int, ...]) -> None:
+    """Only where some start slowly; rules have nothing to do with them."""
+    plan = port(ways="cn", pods=3)
+    service = served(weighed(plan, *weights))
+    assert service is not None
+    assert service.weights == told
+    its = Context(V4, settings())
+    assert Block(plan, its).same_rules(Block(weighed(plan, *weights), its))
 
 
 def test_endpoints_that_drain_are_in_no_list() -> None:

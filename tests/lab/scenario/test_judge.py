@@ -6,7 +6,7 @@ import pytest
 
 from kproxy.core.objects import Protocol
 from kproxy.lab.scenario.judge import judge, judge_check, judge_hold, tries_for, wanted_tries
-from kproxy.lab.scenario.schema import Expect, Flow, SenderKind, Verdict
+from kproxy.lab.scenario.schema import Expect, Flow, SenderKind, Verdict, Web
 from kproxy.lab.traffic import Held, Outcome, Reach
 
 ME, NODE = "10.0.0.9:4000", "198.18.0.1:4000"
@@ -43,8 +43,23 @@ def ends(*endpoints: str, **more: object) -> Expect:
 REJECT, DROP, ALONE = (Expect(verdict=verdict) for verdict in Verdict)
 BOTH = [reached(A), reached(B)]
 
+ONE_HERE = Expect(http=Web(status=200, body={"localEndpoints": 1, "healthy": True}))
+
+
+def page(status: int, text: str) -> Outcome:
+    return Outcome(Reach.REACHED, ME, "", ME, TARGET, status=status, page=text)
+
+
 #: (expectation, tries, passes)
 TABLE = [
+    (ONE_HERE, [page(200, '{"localEndpoints": 1, "healthy": true, "more": {}}')], True),
+    (ONE_HERE, [page(503, '{"localEndpoints": 1, "healthy": true}')], False),
+    (ONE_HERE, [page(200, '{"localEndpoints": 2, "healthy": true}')], False),
+    (ONE_HERE, [page(200, '{"localEndpoints": 1}')], False),
+    (ONE_HERE, [page(200, "[1]")], False),
+    (ONE_HERE, [page(200, "ok")], False),
+    (ONE_HERE, [REFUSED], False),
+    (ONE_HERE, [WORLD], False),
     (REJECT, [REFUSED], True),
     (REJECT, [SILENT], False),
     (REJECT, [FAILED], False),

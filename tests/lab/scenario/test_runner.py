@@ -188,7 +188,7 @@ UPDATES = f"""
       spec: {{clusterIP: 172.30.0.1, ports: [{{name: h, port: 80, protocol: TCP}}]}}
     flows: [{{name: back, {TO}, expect: {{{BOTH}}}}}]
   - about: silent, then refusing endpoints, then all well
-    do: [{{fault: 10.1.0.1, kind: kill}}, {{fault: 10.1.1.1, kind: hang}}]
+    do: [{{fault: 10.1.0.1, kind: loss=100%}}, {{fault: 10.1.1.1, kind: hang}}]
     flows: [{{name: silent, {TO}, expect: {{verdict: DROP}}}}]
   - do: [{{fault: 10.1.0.1, kind: heal}}, {{fault: 10.1.1.1, kind: heal}},
          {{fault: 10.1.0.1, kind: refuse}}, {{fault: 10.1.1.1, kind: refuse}}]

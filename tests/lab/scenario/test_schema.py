@@ -32,7 +32,10 @@ BROKEN = [
     ("{name: a, api_valid: perhaps}", "api_valid"),
     (f"{{name: a, flows: [{{{FLOW}, expect: {{verdit: DROP}}}}]}}", "`verdit`"),
     (f"{{name: a, flows: [{{{FLOW}, expect: {{verdict: DROPPED}}}}]}}", "DROPPED"),
-    (f"{{name: a, flows: [{{{FLOW}, expect: {{}}}}]}}", "exactly one of verdict and endpoints"),
+    (
+        f"{{name: a, flows: [{{{FLOW}, expect: {{}}}}]}}",
+        "exactly one of verdict, endpoints and http",
+    ),
     (f"{{name: a, flows: [{{{FLOW}, expect: {{endpoints: []}}}}]}}", "name one at least"),
     (f"{{name: a, flows: [{{{FLOW}, expect: {{endpoints: ['10.0.0.1']}}}}]}}", "is no endpoint"),
     (f"{{name: a, flows: [{{{FLOW}}}]}}", "flows[0]: nothing is expected"),
@@ -53,6 +56,11 @@ BROKEN = [
     ("{name: a, updates: [{do: [{fault: 10.0.0.1}]}]}", "a fault needs a kind"),
     ("{name: a, updates: [{do: [{fault: 10.0.0.1, kind: slow}]}]}", "kind: 'slow'"),
     ("{name: a, updates: [{do: [{wait_for: godot}]}]}", "wait_for: 'godot'"),
+    ("{name: a, updates: [{do: [{wait_for: {}}]}]}", "nothing to wait for"),
+    ("{name: a, updates: [{do: [{wait_for: {service: a/b}}]}]}", "nothing to wait for"),
+    ("{name: a, updates: [{do: [{wait_for: {out: [x]}}]}]}", "'x' is no endpoint"),
+    ("{name: a, updates: [{do: [{wait_for: {gone: []}}]}]}", "`gone`"),
+    ("{name: a, updates: [{expect_events: {died: 1}}]}", "died"),
     ("{name: a, updates: [{do: [{proxy: stop, stdin: x}]}]}", "stdin is for an exec"),
     (f"{{name: a, flows: [{{{FLOW}, flags: SX, expect: {{verdict: DROP}}}}]}}", "flags: 'SX'"),
     (

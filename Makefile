@@ -8,7 +8,7 @@ SHELL := /bin/bash
 SCRIPTS := netns-lab/up netns-lab/setup.sh tests/run .ci/run
 WITH_SETUP := source netns-lab/setup.sh
 
-.PHONY: help setup test test-kernel semantics release debug bench clean \
+.PHONY: help setup test test-kernel semantics release debug fuzz bench clean \
     verify verify-style verify-types verify-layers verify-cython verify-scripts
 
 help: ## list the targets
@@ -54,6 +54,9 @@ release: ## build the extension beside its source, if it changed
 
 debug: ## build the extension with bounds checks into build/debug, if it changed
 	@$(WITH_SETUP); mkdir -p "$$KP_BUILD"; kp_extension debug
+
+fuzz: ## the packet engine under a fuzzer with an address sanitizer for ten minutes (nightly)
+	@KPROXY_FUZZ_SECONDS=$${KPROXY_FUZZ_SECONDS:-600} python -m pytest tests/fuzz
 
 bench: release ## the figures of bench/README.md (root)
 	@python -m pytest bench

@@ -16,7 +16,9 @@ What they return: ``began`` and ``ended`` of what was counted; operations ``star
 ``completed`` in time; ``bytes_in`` and ``bytes_out``; ``failures`` by kind; ``latency`` and
 ``connect`` (bucket -> count, :mod:`bench.histogram`, ns; latency from the *intended* start, so a
 server that stalls is charged with everything that it held up); ``series``, what was completed in
-each second; ``cpu``, seconds of this thread, warm-up included.
+each second; ``cpu``, seconds of this thread, warm-up included; ``quiet``, the longest time without
+a completion; ``lost``, TCP operations that failed, the first 65,536 of them: intended start, when
+they were given up, kind, and whether their connection had been made.
 
 OSError: the client could not get what it needs (descriptors, memory). ValueError: no such load.
 """
@@ -43,6 +45,8 @@ class Counted(TypedDict):
     connect: dict[int, int]
     series: list[int]
     cpu: float
+    quiet: int
+    lost: list[tuple[int, int, str, bool]]
 
 def exchange(
     targets: Sequence[Place],
@@ -112,6 +116,9 @@ class Server:
         """Serve until :meth:`stop`, in a thread of its own."""
 
     def stop(self) -> None: ...
+    def deafen(self) -> None:
+        """Listen no more for TCP; what is open is served on. Only while :meth:`run` runs."""
+
     def counters(self) -> dict[str, int]:
         """``accepted``, ``open``, ``requests``, ``bytes_in``, ``bytes_out``, ``datagrams_in``,
         ``datagrams_out``, ``wrong`` (what no client of ours sends), ``accept_failures``."""

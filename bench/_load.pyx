@@ -162,6 +162,16 @@ cdef class _Record:
             "connect": _sparse(record.connect),
             "series": [record.series[at] for at in range(record.n_series)],
             "cpu": cpu,
+            "quiet": record.quiet,
+            "lost": [
+                (
+                    record.lost[at].intended,
+                    record.lost[at].at,
+                    FAILURES[record.lost[at].failure],
+                    bool(record.lost[at].connected),
+                )
+                for at in range(record.n_lost)
+            ],
         }
 
 
@@ -255,7 +265,14 @@ cdef class Server:
             raise OSError(code, "the server of the load generator cannot go on")
 
     def stop(self):
+        server_stop(&self.state)
+
+    def deafen(self):
+        self.state.deaf = 1
         server_wake(&self.state)
+        with nogil:
+            while self.state.deaf != 2 and not self.state.stopped:
+                sched_yield()
 
     def counters(self):
         return {

@@ -41,6 +41,10 @@ class Agent(Helper):
         """Serve loads at these places until the end."""
         self.ask(do="serve", tcp=tcp, udp=udp)
 
+    def deafen(self) -> None:
+        """Listen no more for TCP: what is open is served on."""
+        self.ask(do="deafen")
+
     def run(self, load: Load, target: Place, *, sources: Sequence[str] = ()) -> Result:
         """Run a load to its end."""
         self.begin(load, [target], sources=sources)
@@ -88,6 +92,9 @@ class _Side:
         self.server = Server([(h, p) for h, p in tcp], [(h, p) for h, p in udp])
         self.thread = threading.Thread(target=self.server.run, name="server")
         self.thread.start()
+
+    def deafen(self) -> None:
+        self._serving().deafen()
 
     def load(self, *, load: dict[str, Any], targets: list[Place], sources: list[str]) -> Result:
         before = _retransmits()
@@ -161,7 +168,15 @@ def _retransmits() -> int:
 
 def main() -> None:
     side = _Side()
-    orders = (side.serve, side.load, side.hold, side.release, side.counters, side.series)
+    orders = (
+        side.serve,
+        side.deafen,
+        side.load,
+        side.hold,
+        side.release,
+        side.counters,
+        side.series,
+    )
     try:
         obey({each.__name__: each for each in orders})
     finally:

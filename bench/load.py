@@ -86,6 +86,16 @@ def _udp(load: Load) -> str:
 _WORDS = {Kind.CRR: _crr, Kind.RR: _rr, Kind.STREAM: _stream, Kind.UDP: _udp}
 
 
+class Lost(Value, frozen=True, array_like=True):
+    """One TCP operation that failed: when it should have started and when it was given up
+    (CLOCK_MONOTONIC ns), the kind of failure, and whether its connection had been made."""
+
+    intended: int
+    at: int
+    kind: str
+    connected: bool
+
+
 class Result(Value, frozen=True):
     """What came of a load. ``began`` and ``ended`` are CLOCK_MONOTONIC ns of what was counted.
 
@@ -94,7 +104,8 @@ class Result(Value, frozen=True):
     ``received_datagrams`` are bytes and datagrams a second that arrived at the server. ``series``
     is what was completed in each second (streams: bytes). ``cpu`` is seconds of the client's
     thread, warm-up included; ``retransmits`` TCP segments that the client's side sent again: on a
-    path that loses nothing there are none.
+    path that loses nothing there are none. ``quiet`` is the longest time (ns) in which nothing was
+    completed, ``lost`` are TCP's failures one by one, the first 65,536.
     """
 
     load: Load
@@ -110,6 +121,8 @@ class Result(Value, frozen=True):
     series: tuple[int, ...]
     cpu: float
     retransmits: int = 0
+    quiet: int = 0
+    lost: tuple[Lost, ...] = ()
     received: float = 0.0
     received_datagrams: float = 0.0
 
@@ -188,4 +201,6 @@ def run(load: Load, targets: list[Place], sources: list[str]) -> Result:
         connect=Histogram(counted["connect"]),
         series=tuple(counted["series"]),
         cpu=counted["cpu"],
+        quiet=counted["quiet"],
+        lost=tuple(Lost(*each) for each in counted["lost"]),
     )

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path as File
 from typing import Any
 
@@ -21,6 +21,12 @@ from kproxy import status
 from kproxy.core.objects import Family
 from kproxy.errors import CheckFailed
 from kproxy.kernel.netns import entered
+
+#: An endpoint's conditions, as in an EndpointSlice.
+Conditions = Mapping[str, bool]
+READY: Conditions = {"ready": True, "serving": True, "terminating": False}
+#: Serves what it has, and what nobody who is ready could take.
+DRAINING: Conditions = {"ready": False, "serving": True, "terminating": True}
 
 #: The one service of a mode that is measured.
 CLUSTER_IPS = {Family.IPV4: "10.96.0.10", Family.IPV6: "fd96::10"}
@@ -85,24 +91,33 @@ class BareRelay:
 
 class Mode:
     """``kproxy run`` in a mode, with one dual-stack service of TCP and UDP ports; clients reach it
-    by its cluster IP. ``arguments`` are more of kube-proxy's flags.
+    by its cluster IP. ``arguments`` are more of kube-proxy's flags, ``check`` is the service's
+    ``kproxy/health-check``.
 
     Its CPU and memory are those of the daemon: what rules cost is the kernel's.
     """
 
-    def __init__(self, mode: str, *arguments: str) -> None:
+    def __init__(self, mode: str, *arguments: str, check: str = "") -> None:
         self.name = mode
         self._arguments = arguments
+        self._check = check
+        self._path: Path | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, path: Path) -> None:
+        """Every pod is a ready endpoint."""
+        everyone = range(len(path.pod_addresses(Family.IPV4)))
+        self.start_with(path, dict.fromkeys(everyone, READY))
+
+    def start_with(self, path: Path, pods: Mapping[int, Conditions]) -> None:
+        """With these endpoints: number of the pod's address -> its conditions."""
+        self._path = path
         self._folder = tempfile.TemporaryDirectory(prefix="kproxy-bench-")
         folder = File(self._folder.name)
-        manifests = folder / "service.json"
-        manifests.write_bytes(msgspec.json.encode(_manifests(path)))
-        argv = [sys.executable, "-m", "kproxy", "run", "-f", str(manifests)]
-        argv += ["--proxy-mode", self.name, "--state-dir", str(folder / "state")]
+        self._publish(pods)
+        argv = [sys.executable, "-m", "kproxy", "run", "-f", str(self._manifests)]
+        argv += ["--proxy-mode", self.name, "--state-dir", str(self.state)]
         argv += ["--hostname-override", "node", "--cluster-cidr", _CLUSTER_CIDRS]
         environment = {
             **os.environ,
@@ -118,7 +133,12 @@ class Mode:
                 stdin=subprocess.DEVNULL,
                 stderr=log,
             )
-        self._await(folder / "state", manifests, folder / "log")
+        self._await()
+
+    def set_endpoints(self, pods: Mapping[int, Conditions]) -> None:
+        """Others, and wait until they are in force. CheckFailed: it takes too long."""
+        self._publish(pods)
+        self._await()
 
     def place(self, family: Family) -> Place:
         return CLUSTER_IPS[family], PORT
@@ -130,6 +150,11 @@ class Mode:
     def version(self) -> str:
         return f"kproxy {kproxy.__version__} {' '.join((self.name, *self._arguments))}"
 
+    @property
+    def state(self) -> File:
+        """The daemon's state directory."""
+        return self._in_folder("state")
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
@@ -140,26 +165,47 @@ class Mode:
                 self._process.wait()
         if self._folder is not None:
             self._folder.cleanup()
-        self._process = self._folder = None
+        self._process = self._folder = self._path = None
 
-    def _await(self, state: File, manifests: File, log: File) -> None:
-        """Until the service is in force. CheckFailed: it takes too long, or the daemon ended."""
+    def words(self) -> list[str]:
+        """What the daemon has written to its log."""
+        return self._in_folder("log").read_text(errors="replace").splitlines()
+
+    @property
+    def _manifests(self) -> File:
+        return self._in_folder("service.json")
+
+    def _in_folder(self, name: str) -> File:
+        assert self._folder is not None
+        return File(self._folder.name, name)
+
+    def _publish(self, pods: Mapping[int, Conditions]) -> None:
+        """In one step: the daemon never reads half a file."""
+        assert self._path is not None
+        content = _objects(self._path, pods, self._check)
+        fresh = self._in_folder("service.new")
+        fresh.write_bytes(msgspec.json.encode(content))
+        fresh.rename(self._manifests)
+
+    def _await(self) -> None:
+        """Until the file is in force. CheckFailed: it takes too long, or the daemon ended."""
         assert self._process is not None
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
-            if status.read(state) is not None and status.in_force(state, [manifests]):
+            known = status.read(self.state)
+            if known is not None and status.in_force(self.state, [self._manifests]):
                 return
             time.sleep(_LOOK)
-        words = log.read_text(errors="replace").splitlines()
+        words = self.words()
         raise CheckFailed(
             f"{self.name} mode is not in force: {words[-1] if words else 'it said nothing'}"
         )
 
 
-def _manifests(path: Path) -> dict[str, Any]:
-    """A dual-stack Service and its slices, every address of the pod an endpoint."""
+def _objects(path: Path, pods: Mapping[int, Conditions], check: str) -> dict[str, Any]:
+    """A dual-stack Service and its slices."""
     ports = [
         {"name": protocol.lower(), "protocol": protocol, "port": PORT}
         for protocol in ("TCP", "UDP")
@@ -167,7 +213,11 @@ def _manifests(path: Path) -> dict[str, Any]:
     service = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"namespace": "bench", "name": "pod"},
+        "metadata": {
+            "namespace": "bench",
+            "name": "pod",
+            "annotations": {"kproxy/health-check": check} if check else {},
+        },
         "spec": {
             "type": "ClusterIP",
             "clusterIP": CLUSTER_IPS[Family.IPV4],
@@ -189,8 +239,12 @@ def _manifests(path: Path) -> dict[str, Any]:
             "addressType": f"IPv{family.value}",
             "ports": ports,
             "endpoints": [
-                {"addresses": [address], "nodeName": "node", "conditions": {"ready": True}}
-                for address in path.pod_addresses(family)
+                {
+                    "addresses": [path.pod_place(family, number)[0]],
+                    "nodeName": "node",
+                    "conditions": conditions,
+                }
+                for number, conditions in pods.items()
             ],
         }
         for family in Family

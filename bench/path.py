@@ -72,11 +72,18 @@ class Path:
     """The three namespaces, a server in the pod, a client; gone when the ``with`` ends.
 
     ``clients`` and ``pods`` are how many addresses each has, ``sources`` how many the node has on
-    the pods' side. ``settings`` names the node's sysctls.
+    the pods' side. ``settings`` names the node's sysctls. ``apart``: each number of a pod's address
+    has a server process of its own once :meth:`serve` starts it, and the one of all is not there.
     """
 
     def __init__(
-        self, *, settings: str = "tuned", clients: int = 4, pods: int = 1, sources: int = 1
+        self,
+        *,
+        settings: str = "tuned",
+        clients: int = 4,
+        pods: int = 1,
+        sources: int = 1,
+        apart: bool = False,
     ) -> None:
         if not all(1 <= count <= _MOST_ADDRESSES for count in (clients, pods, sources)):
             raise ValueError(f"between 1 and {_MOST_ADDRESSES} addresses of each")
@@ -85,6 +92,7 @@ class Path:
         self.lab = f"b{secrets.token_hex(3)}"
         self._stack = ExitStack()
         self._builder = Builder(self.lab)
+        self._apart = apart
         self.client: Agent
         self.pod: Agent
 
@@ -93,6 +101,8 @@ class Path:
             self._build()
             self.pod = self._stack.enter_context(Agent(self.fd("pod")))
             self.client = self._stack.enter_context(Agent(self.fd("client")))
+            if self._apart:
+                return self
             # Each address its own door: a wildcard UDP socket answers from any address it likes.
             places = [(host, PORT) for family in Family for host in self.pod_addresses(family)]
             self.pod.serve(places, places)
@@ -117,6 +127,13 @@ class Path:
     def agent(self, host: str) -> Agent:
         """Another one in a namespace, gone with the path."""
         return self._stack.enter_context(Agent(self.fd(host)))
+
+    def serve(self, number: int) -> Agent:
+        """A server process for the pod's addresses of that number, gone with the path."""
+        agent = self.agent("pod")
+        places = [self.pod_place(family, number) for family in Family]
+        agent.serve(places, places)
+        return agent
 
     # --- addresses ------------------------------------------------------------------------------
 

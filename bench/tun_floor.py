@@ -12,6 +12,7 @@ from bench.load import Place
 from bench.ours import CLUSTER_IPS
 from bench.path import PORT, Path
 from kproxy.backends.fastpath import steer
+from kproxy.backends.fastpath.carrier import take_precedence
 from kproxy.backends.fastpath.door import SteerDoor
 from kproxy.backends.fastpath.steer import DEVICES, SERVICES, Frame
 from kproxy.core.objects import Family
@@ -58,6 +59,7 @@ class TunFloor:
             self._process = subprocess.Popen(
                 [str(program), device, CLUSTER_IPS[_FAMILY], endpoint], stdin=subprocess.DEVNULL
             )
+            take_precedence(self._process.pid)
             self._await(device)
             for queue in queues:
                 os.close(queue)

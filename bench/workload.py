@@ -7,6 +7,7 @@ Addresses follow one plan: cluster IPs from 172.30.0.0/16 (fd00:10:96::/112), po
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from kproxy.core.objects import Family, PortName, Protocol, TrafficPolicy
 from kproxy.core.snapshot import (
@@ -103,7 +104,7 @@ def manifests(services: int, endpoints: int) -> list[dict[str, object]]:
         }
     ]
     for index in range(services):
-        objects += [_service(index), _slice(index, endpoints)]
+        objects += [service(index), endpoint_slice(index, endpoints)]
     return objects
 
 
@@ -124,7 +125,8 @@ def _metadata(index: int) -> dict[str, object]:
     }
 
 
-def _service(index: int) -> dict[str, object]:
+def service(index: int) -> dict[str, Any]:
+    """The Service of that number."""
     address = cluster_ip(index)
     port: dict[str, object] = {
         "name": "http",
@@ -152,7 +154,8 @@ def _service(index: int) -> dict[str, object]:
     }
 
 
-def _slice(index: int, endpoints: int) -> dict[str, object]:
+def endpoint_slice(index: int, endpoints: int) -> dict[str, Any]:
+    """Its EndpointSlice."""
     metadata = _metadata(index)
     metadata["name"] = f"service-{index}-abcde"
     metadata["labels"] = {"kubernetes.io/service-name": f"service-{index}"}
@@ -163,18 +166,20 @@ def _slice(index: int, endpoints: int) -> dict[str, object]:
         "metadata": metadata,
         "addressType": "IPv4",
         "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
-        "endpoints": [
-            {
-                "addresses": [pod_ip(number)],
-                "conditions": {"ready": True, "serving": True, "terminating": False},
-                "nodeName": f"node-{number % _NODES}",
-                "zone": "zone-a",
-                "targetRef": {
-                    "kind": "Pod",
-                    "namespace": f"ns-{index % 20}",
-                    "name": f"pod-{number}",
-                },
-            }
-            for number in numbers
-        ],
+        "endpoints": [endpoint(number) for number in numbers],
+    }
+
+
+def endpoint(number: int) -> dict[str, Any]:
+    """A ready one, as it stands in a slice."""
+    return {
+        "addresses": [pod_ip(number)],
+        "conditions": {"ready": True, "serving": True, "terminating": False},
+        "nodeName": f"node-{number % _NODES}",
+        "zone": "zone-a",
+        "targetRef": {
+            "kind": "Pod",
+            "namespace": f"ns-{number % 20}",
+            "name": f"pod-{number}",
+        },
     }

@@ -149,7 +149,7 @@ def measure_floor(source: Batch, size: int) -> list[int]:
     """The same for a loop that only copies the packets and sums their bytes."""
 
 class Pump:
-    """One queue of a TUN device at the engine, in the thread that calls :meth:`run`.
+    """One queue of a TUN device at the engine.
 
     ``queue`` is a descriptor that does not block, with IFF_VNET_HDR and IFF_NO_PI;
     it has to stay open as long as :meth:`run` works. Several share an engine. ``spin``: nanoseconds
@@ -162,7 +162,8 @@ class Pump:
         self, engine: Engine, queue: int, *, spin: int = 0, keeps_time: bool = False
     ) -> None: ...
     def run(self) -> int:
-        """Carry packets until told to end (0) or until the queue fails (errno)."""
+        """Carry packets until told to end (0) or until the queue fails (errno): in a thread of its
+        own, that has the caller's scheduling and, of its descriptors, these two."""
 
     def stop(self) -> None:
         """End :meth:`run`; from any thread, also before it has begun."""

@@ -168,6 +168,8 @@ def to_mapping(config: Config) -> dict[str, Any]:
     for name in ("serviceCIDRs", "userspace", "fastpath", "health"):
         if value_at(config, name) == value_at(Config(), name):
             del body[name]
+    if config.nftables.choice == Nftables().choice:
+        del body["nftables"]["choice"]
     return {"apiVersion": API_VERSION, "kind": KIND, **body}
 
 

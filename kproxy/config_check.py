@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from kproxy.config import Config, port_range, value_at
 from kproxy.core.decode.policy import read_policy
+from kproxy.core.health.values import Exec
 from kproxy.core.objects import family_of
 from kproxy.core.servers import SCHEDULERS
 from kproxy.durations import format_duration
@@ -52,6 +53,7 @@ _CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("detectLocalMode", DETECT_LOCAL_MODES),
     ("ipvs.scheduler", ("", *SCHEDULERS)),
     ("logging.format", ("text", "json")),
+    ("nftables.choice", ("random", "hash")),
 )
 #: detectLocalMode -> the field that it cannot do without.
 _DETECT_LOCAL_NEEDS = {
@@ -94,6 +96,7 @@ _NO_EFFECT: tuple[tuple[str, str], ...] = (
 _OF_MODES = (
     ("userspace", ("portRange", "udpIdleTimeout", "userspace")),
     ("fastpath", ("fastpath",)),
+    ("nftables", ("nftables.choice",)),
 )
 
 
@@ -188,8 +191,12 @@ def _details(config: Config) -> Iterator[str]:
 
 def _health(config: Config) -> Iterator[str]:
     if config.health.default is not None:
-        for field, message in read_policy(config.health.default)[1]:
+        policy, faults = read_policy(config.health.default)
+        for field, message in faults:
             yield f"health.default{'.' * bool(field)}{field}: {message}"
+        runs = policy.check is not None and isinstance(policy.check.probe, Exec)
+        if runs and not config.health.allow_exec:
+            yield "health.default.exec: runs programs on this node; set health.allowExec to true"
 
 
 def _is_ip(text: str) -> bool:

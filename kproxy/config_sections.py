@@ -60,10 +60,13 @@ class Ipvs(Value, frozen=True, rename="camel"):
 
 
 class Nftables(Value, frozen=True, rename="camel"):
+    """``choice`` is kproxy's own: endpoints are picked by chance or by a hash of the client."""
+
     masquerade_bit: int = 14
     masquerade_all: bool = False
     sync_period: Seconds = Seconds(30)
     min_sync_period: Seconds = Seconds(1)
+    choice: str = "random"
 
 
 class Userspace(Value, frozen=True, rename="camel"):

@@ -51,6 +51,9 @@ _log = logs.get("daemon")
 #: Seconds that a Node has to get its spec.podCIDRs in detectLocalMode NodeCIDR: kube-proxy's.
 POD_RANGE_PATIENCE = 300.0
 
+#: Seconds until it is tried again to take away what another mode has left.
+_SWEEP_AGAIN = 1.0
+
 
 def main(
     config: Config,
@@ -61,6 +64,7 @@ def main(
     notify: str | None = None,
     config_file: ConfigFile | None = None,
     patience: float = POD_RANGE_PATIENCE,
+    take_over: bool = False,
 ) -> int:
     """Be a node's proxy until told to stop; returns the exit status.
 
@@ -68,6 +72,7 @@ def main(
     input. ``notify`` is a datagram socket as in sd_notify(3), NOTIFY_SOCKET's by default.
     ``config_file`` is where ``config`` came from: a change of it ends the daemon. ``patience`` are
     the seconds to wait for this node's pod ranges where these are needed.
+    ``take_over``: a daemon that serves here in another mode makes room, when ours is ready.
     """
     logs.setup(config.logging.format, config.logging.verbosity)
     try:
@@ -80,7 +85,7 @@ def main(
         manifests.require(filenames)
         choice = registry.named(config.effective_mode, variant)
         capabilities.require("kproxy run", "CAP_NET_ADMIN")
-        place = Succession(Path(state_dir), choice.mode)
+        place = Succession(Path(state_dir), choice.mode, take_over=take_over)
         try:
             notifier = Notifier(notify or os.environ.get("NOTIFY_SOCKET"))
             daemon = Daemon(config, filenames, place, choice, notifier, config_file, patience)
@@ -145,6 +150,7 @@ class Daemon:
         self._node_ports = NodePorts(lambda: self._monitor.verdict().healthy)
         insight = Insight(self._proxy, self._inbox, self._report, self._care)
         self._servers = Servers(config, self._monitor, insight)
+        self._server_task: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT, or until what is left after a successor has taken over has
@@ -161,7 +167,8 @@ class Daemon:
 
     async def _work(self) -> None:
         # Else the ports are a predecessor's until it has handed over.
-        servers = self._start_servers() if not self._place.predecessor else None
+        if not self._place.predecessor:
+            self._start_servers()
         _prepare(self._config)
         notices = AddressNotices()
         try:
@@ -172,8 +179,11 @@ class Daemon:
             self._note_node(first)
             self._proxy.keep(self._place.folder)
             await self._place.begin(self._proxy.doors, self._wake.set)
-            if servers is None:
-                servers = self._start_servers()
+            if self._place.moving:
+                self._report.took_over(self._place.state)
+                self._proxy.others.before_sweep = self._place.in_force
+            elif self._server_task is None:
+                self._start_servers()
                 self._report.took_over(self._place.state)
             findings = self._proxy.findings if self._proxy.witnesses else None
             self._proxy.believe(self._care.begin(self._place.folder, findings))
@@ -186,7 +196,7 @@ class Daemon:
             )
             self._ask(full=True)
             asyncio.get_running_loop().add_reader(notices.fileno(), self._addresses_moved, notices)
-            self._mender = Mender(self._proxy.others, self._schedule, self._wake.set)
+            self._watch_others()
             await self._serve()
             if not self._place.handed_over:
                 self._report.stopping()
@@ -197,14 +207,15 @@ class Daemon:
             notices.close()
             if self._mender is not None:
                 self._mender.close()
-            if servers is not None:
-                await ended(servers)
+            if self._server_task is not None:
+                await ended(self._server_task)
             self._servers.close()
             self._proxy.rest()
 
-    def _start_servers(self) -> asyncio.Task[None]:
+    def _start_servers(self) -> None:
         self._servers.bind()
-        return beside(self._servers.run(self._tried), "the health and metrics servers")
+        task = beside(self._servers.run(self._tried), "the health and metrics servers")
+        self._server_task = task
 
     async def _serve(self) -> None:
         watch = asyncio.create_task(self._watch())
@@ -227,9 +238,25 @@ class Daemon:
 
     async def _hand_over(self) -> None:
         self._care.save(last=True)
-        await self._place.hand_over()
+        if self._place.asked_for_room:
+            await self._make_room()
+        else:
+            await self._place.hand_over()
         if not self._place.handed_over:
             self._care.save()
+
+    async def _make_room(self) -> None:
+        mender, self._mender = self._mender, None
+        if mender is not None:
+            # What another mode's daemon writes now is no harm done.
+            mender.close()
+        if await self._place.make_room(self._proxy.leave):
+            self._proxy.others.again()
+            self._watch_others()
+            self._ask(full=True)
+
+    def _watch_others(self) -> None:
+        self._mender = Mender(self._proxy.others, self._schedule, self._wake.set)
 
     async def _watch_config(self) -> None:
         if self._config_file is None:
@@ -252,7 +279,7 @@ class Daemon:
             async with asyncio.timeout(self._patience):
                 while not (self._stopping or self._place.handed_over or self._has_pod_ranges()):
                     if self._place.wanted:
-                        await self._place.hand_over()
+                        await self._hand_over()
                         continue
                     _log.info("waiting for spec.podCIDRs", node=self._node)
                     self._wake.clear()
@@ -382,9 +409,19 @@ class Daemon:
         left_out = *batch.refusals, *self._proxy.refusals, *self._node_ports.refusals
         self._report.refusals(left_out)
         await self._place.record()
+        if self._place.moving and ok:
+            await self._settle()
         self._report.publish(self._proxy, batch.files, ok=ok)
         self._tried.set()
         _log.detail("sync ended", ok=ok, seconds=over - begun, deltas=len(batch.deltas))
+
+    async def _settle(self) -> None:
+        """We stand where another mode did. Its daemon ends when nothing of it is left."""
+        if self._proxy.others.swept:
+            await self._place.serving()
+            self._start_servers()
+        else:
+            self._loop.call_later(_SWEEP_AGAIN, self._ask)
 
 
 def _prepare(config: Config) -> None:

@@ -59,18 +59,8 @@ def _iptables(variant: str) -> Callable[[Family], str]:
 
 
 def _nftables(family: Family) -> str:
-    word, address = ("ip", "ipv4_addr") if family is Family.IPV4 else ("ip6", "ipv6_addr")
-    table = (
-        f"table {word} kproxy-probe {{\n"
-        f" map s {{ type {address} . inet_proto . inet_service : verdict; }}\n"
-        f" map e {{ type {address} . inet_proto . inet_service : {address} . inet_service; }}\n"
-        " chain c { type nat hook prerouting priority -100;\n"
-        f"  {word} daddr . meta l4proto . th dport vmap @s\n"
-        f"  dnat {word} to {word} daddr . meta l4proto . th dport map @e\n }}\n}}\n"
-    )
-    command.run(["nft", "-f", "-"], stdin=table.encode())
-    command.run(["nft", "delete", "table", word, "kproxy-probe"])
-    return "maps with NAT load"
+    registry.create(registry.Choice("nftables"), family).probe()
+    return "maps with NAT, affinity written by packets and chains of every kind it uses load"
 
 
 def _ipvs(family: Family) -> str:

@@ -21,6 +21,7 @@ from kproxy.backends.base import (
     Finding,
     Judging,
     Keeping,
+    Leaving,
     Scope,
     Tending,
     Witnessing,
@@ -136,6 +137,10 @@ class FamilyProxy:
         """The same."""
         if isinstance(self._backend, Keeping):
             self._backend.close()
+
+    def leave(self) -> int:
+        """See :class:`kproxy.backends.base.Leaving`; 0 in modes that need it not."""
+        return self._backend.leave() if isinstance(self._backend, Leaving) else 0
 
     def note_triggers(self, tracker: Tracker, delta: Delta, since: float) -> None:
         """Remember when the changes of slices happened; what is older than ``since`` does not

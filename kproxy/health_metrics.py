@@ -75,6 +75,6 @@ def _of_checks(checks: Figures) -> Iterator[Metric]:
     yield targets
     yield GaugeMetricFamily(
         "kproxy_health_late_seconds",
-        "How far behind the thread of the checks was when it last woke",
+        "How far behind the thread of the checks is",
         value=checks.late,
     )

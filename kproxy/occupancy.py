@@ -36,6 +36,9 @@ _LONGEST = 107
 #: Who asks while a daemon is busy waits in its queue, though he has his answer.
 _BACKLOG = 128
 
+#: Seconds until one who does not answer is given up.
+_CALL = 10.0
+
 #: Stands for the beginning of a directory too long to be told.
 _CUT = "..."
 
@@ -95,6 +98,10 @@ class Occupancy:
             _log.warning("no protection from a second proxy in this network namespace", why=why)
             return None
 
+    @property
+    def closed(self) -> bool:
+        return self._lock.fileno() < 0
+
     def fileno(self) -> int:
         """The lock's descriptor, to be handed to a successor."""
         return self._lock.fileno()
@@ -102,9 +109,25 @@ class Occupancy:
     def hear(self) -> None:
         """Let those go who asked who is here; they have been told by the kernel. To be called when
         the descriptor is readable, lest its queue fill up."""
+        for caller in self.callers():
+            caller.close()
+
+    def callers(self) -> list[socket.socket]:
+        """The same, but for those who may be our successor: connections of users who could be, who
+        may want no more than to know who is here."""
+        found = []
         with suppress(BlockingIOError, ConnectionAbortedError):
             while True:
-                self._lock.accept()[0].close()
+                caller, _ = self._lock.accept()
+                if _peer(caller)[1] in (0, os.geteuid()):
+                    found.append(caller)
+                else:
+                    caller.close()
+        return found
+
+    def again(self) -> None:
+        """No successor came about: it is us again whom SO_PEERCRED names."""
+        self._lock.listen(_BACKLOG)
 
     def close(self) -> None:
         """Nothing of it is held here any more; a successor's copy is another's."""
@@ -168,9 +191,40 @@ def _holder() -> tuple[Occupant, int] | None:
             return None
         except BlockingIOError:
             return _told(None), 0
-        found = asks.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid, user, _ = struct.unpack("iII", found)
+        pid, user = _peer(asks)
     return _told(pid), user
+
+
+def _peer(connected: socket.socket) -> tuple[int, int]:
+    """Process and user of the other side."""
+    found = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, user, _ = struct.unpack("iII", found)
+    return pid, user
+
+
+def called() -> socket.socket | None:
+    """A connection to the proxy of the calling thread's network namespace; None when there is
+    none, or one of a user without the rights of a proxy."""
+    calls = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    # One that hangs, with its queue full, is told of as one that does not answer.
+    calls.settimeout(_CALL)
+    try:
+        calls.connect(_LOCK)
+        if _peer(calls)[1] in (0, os.geteuid()):
+            return calls
+    except ConnectionRefusedError:
+        pass
+    except TimeoutError as silent:
+        calls.close()
+        raise OccupiedError(
+            "the proxy of this network namespace does not answer",
+            hint="see who it is with: ss -xlp src @kproxy",
+        ) from silent
+    except BaseException:
+        calls.close()
+        raise
+    calls.close()
+    return None
 
 
 def card(pid: int, mode: str, folder: Path) -> str:

@@ -7,7 +7,7 @@ mended; what serves in another mode or variant is swept away when our own rules 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from kproxy import logs
 from kproxy.backends import registry
@@ -35,6 +35,8 @@ class Others:
         self._choice = choice
         self._families = families
         self._swept = False
+        #: Called before anything of another mode is taken away, while both stand.
+        self.before_sweep: Callable[[], None] | None = None
         #: Whether what is noticed now has been told already.
         self._told = False
         self._trouble = ""
@@ -107,6 +109,15 @@ class Others:
             self._watch.close()
             self._watch = None
 
+    @property
+    def swept(self) -> bool:
+        """Whether nothing of another mode is left."""
+        return self._swept
+
+    def again(self) -> None:
+        """Another mode may have been here."""
+        self._swept = False
+
     def _remembered(self, noticed: str) -> str:
         if noticed and self._watch is not None:
             self._harm = worse(self._harm, self._watch.harm())
@@ -115,6 +126,8 @@ class Others:
     def _sweep(self) -> bool:
         """Until it has worked once: a lock that is held now is not held for ever. Whether it may
         have taken something away."""
+        if self.before_sweep is not None:
+            self.before_sweep()
         try:
             left = registry.sweep(self._choice, self._families)
         except KproxyError as failed:

@@ -170,6 +170,11 @@ class NodeProxy:
         delays = [family.tend_delay for family in self._families]
         return min((delay for delay in delays if delay is not None), default=None)
 
+    def leave(self) -> int:
+        """Another mode's rules stand beside ours: what is carried here goes on without them; how
+        many connections are the kernel's from now on."""
+        return sum([job.result() for job in [self._pool.submit(f.leave) for f in self._families]])
+
     def take_in(self, delta: Delta) -> None:
         """Know of a change; the next sync brings it to the kernel."""
         for family in self._families:

@@ -103,9 +103,7 @@ class StateDir:
         self._given = False
         self._prepare()
         self._lock = self._locked() if lock is None else lock
-        # Not at the offset: a predecessor has moved it, and it goes with the lock.
-        os.truncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        self.again()
 
     def _locked(self) -> int:
         try:
@@ -127,6 +125,12 @@ class StateDir:
                 hint="stop it first, or give --state-dir another directory",
             ) from None
         return lock
+
+    def again(self) -> None:
+        """Write down that it is ours: also after one who was given the lock has not kept it."""
+        # Not at the offset: a predecessor has moved it, and it goes with the lock.
+        os.truncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
     def fileno(self) -> int:
         """The lock's descriptor, to be handed to a successor."""

@@ -1,8 +1,9 @@
 """Restart without loss, the daemon's part of it: its place, taking it over, handing it on.
 
-Only modes that carry connections themselves are handed over: with the others the kernel serves on
-while no daemon is there. What two processes say to each other is
-:mod:`kproxy.backends.userspace.handover`'s.
+Only modes that carry connections themselves are handed over to a process of the same mode: with the
+others the kernel serves on while no daemon is there. What two processes say to each other is
+:mod:`kproxy.backends.userspace.handover`'s. To a process of another mode any daemon makes room, if
+that one asks for it: then the words are those of :mod:`kproxy.changeover`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from kproxy import logs
 from kproxy.core.objects import Family
-from kproxy.errors import KernelError, KproxyError
-from kproxy.occupancy import Occupancy
+from kproxy.errors import KernelError, KproxyError, OccupiedError
+from kproxy.occupancy import Occupancy, occupant
 from kproxy.status import StateDir
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from kproxy.backends.userspace.estate import Words
     from kproxy.backends.userspace.handover import Predecessor
     from kproxy.backends.userspace.wire import Line
+    from kproxy.changeover import Standing
     from kproxy.knocking import Knocking
+    from kproxy.room import Room
 
 _log = logs.get("succession")
 
@@ -36,6 +39,10 @@ MODES = frozenset({"userspace"})
 #: kills (Docker 10, Kubernetes 30, systemd 90).
 STOP_DRAIN = 5.0
 
+#: Seconds that clients have to get in who were on their way when another mode took over: a SYN
+#: that was lost is sent again after one.
+LATECOMERS = 1.5
+
 #: Seconds between two looks whether the last flow has ended. Nobody waits for that.
 _LOOK = 1.0
 
@@ -45,14 +52,23 @@ class Succession:
 
     Made before anything else: OccupiedError when another process is the proxy of this network
     namespace, UsageError when one holds the directory that cannot be taken over
-    from. From :meth:`begin` on in the event loop; ``heard`` is called when a successor is there.
+    from. ``take_over``: one that serves here in another mode makes room for us instead.
+    From :meth:`begin` on in the event loop; ``heard`` is called when a successor is there.
     """
 
-    def __init__(self, folder: Path, mode: str) -> None:
+    def __init__(self, folder: Path, mode: str, *, take_over: bool = False) -> None:
         self.folder = folder
         self._mode = mode
         #: The process that is to be taken over from; 0: there is none.
         self.predecessor = _predecessor(folder, mode)
+        #: The same, when it serves in another mode; until we serve alone.
+        self._other: Standing | None = None
+        if take_over and not self.predecessor:
+            self._other = _other(mode)
+            # Of one that cannot be seen from here the number is not known.
+            self.predecessor = 0 if self._other is None else self._other.pid or -1
+        #: From :meth:`begin` on, where we have the network namespace.
+        self._room: Room | None = None
         #: None as long as a predecessor has the directory.
         self.state: StateDir | None = None
         self._occupancy: Occupancy | None = None
@@ -61,6 +77,8 @@ class Succession:
         self._trouble = ""
         self._knocking: Knocking | None = None
         self._after: Line | None = None
+        #: The successor serves in another mode: nobody is led to us any more.
+        self._elsewhere = False
         self._hurry = asyncio.Event()
         if not self.predecessor:
             self._move_in()
@@ -90,13 +108,31 @@ class Succession:
     @property
     def wanted(self) -> bool:
         """A successor waits to be handed everything."""
-        return self._knocking is not None and self._knocking.successor is not None
+        waits = self._knocking is not None and self._knocking.successor is not None
+        return waits or self.asked_for_room
+
+    @property
+    def asked_for_room(self) -> bool:
+        """The one who waits is of another mode: :meth:`make_room`."""
+        return self._room is not None and self._room.wanted
+
+    @property
+    def moving(self) -> bool:
+        """We take over from another mode, and do not serve alone yet."""
+        return self._other is not None
 
     async def begin(self, doors: Sequence[RelayDoor], heard: Callable[[], None]) -> None:
         """Before the first sync: know the relay ports of before, take over what a predecessor
         serves, and be there for a successor. KproxyError when it serves on instead."""
         self._doors = doors
-        if self.predecessor:
+        if self._other is not None:
+            locks = await asyncio.to_thread(self._other.locks, self._mode, self.folder)
+            self.predecessor = 0
+            if locks:
+                self._succeed_other(*locks)
+            else:
+                self._move_in()
+        elif self.predecessor:
             locks = await asyncio.to_thread(_take_over, self.folder, self.predecessor, doors)
             self.predecessor = 0
             if locks:
@@ -104,7 +140,10 @@ class Succession:
             else:
                 self._move_in()
         if self._occupancy is not None:
-            asyncio.get_running_loop().add_reader(self._occupancy.fileno(), self._occupancy.hear)
+            from kproxy.room import Room
+
+            self._room = Room(self._occupancy, self._mode, self.folder, heard)
+            self._room.busy = "it has just taken over itself" if self.moving else ""
         if not doors:
             return
         from kproxy.backends.userspace import state
@@ -113,6 +152,36 @@ class Succession:
         for door in doors:
             door.remember(state.read(self.folder, door.family))
         self._knocking = Knocking(self.folder, doors, heard)
+
+    def _succeed_other(self, lock: int, *more: int) -> None:
+        """With the locks of one that serves in another mode."""
+        self._occupancy = Occupancy(self._mode, self.folder, lock)
+        # It may have had another directory.
+        self.state = StateDir(self.folder, *more)
+
+    def in_force(self) -> None:
+        """Our rules stand beside those of another mode: returns when these may go. Called in the
+        thread of the sync."""
+        if self._other is None:
+            return
+        try:
+            flows = self._other.in_force()
+        except KproxyError as gone:
+            _log.warning("the other mode's daemon says nothing more", why=gone)
+        else:
+            _log.info("took over", from_process=self._other.pid, flows=flows)
+
+    async def serving(self) -> None:
+        """We serve alone, and nothing of the other mode is left."""
+        other, self._other = self._other, None
+        if self._room is not None:
+            self._room.busy = ""
+        if other is None:
+            return
+        try:
+            await asyncio.to_thread(other.serving)
+        except KproxyError as gone:
+            _log.warning("the other mode's daemon does not say that it ends", why=gone)
 
     async def record(self) -> None:
         """After a sync: write down the relay ports, if there are others, for the day when we are
@@ -136,11 +205,23 @@ class Succession:
             _log.warning("after a crash other relay ports would be used", why=trouble)
         self._trouble = trouble
 
+    async def make_room(self, leave: Callable[[], int]) -> bool:
+        """Between two syncs: give our place to the one of another mode that asks for it;
+        ``leave()`` makes what is carried here independent of our rules. Returns whether it broke
+        off after it may have written rules: then we are to mend them, and serve on."""
+        from kproxy.room import Given
+
+        assert self._room is not None
+        assert self.state is not None
+        given, self._after = await self._room.give(self.state, leave, self._hurry)
+        self._elsewhere = given is Given.SERVED
+        return given is Given.BROKEN_OFF
+
     async def hand_over(self) -> None:
         """Between two syncs: give the successor that waits all there is. When it does not come
         about we serve on."""
-        assert self._knocking is not None
-        assert self.state is not None
+        if self._knocking is None or self.state is None:
+            return
         locks = [each.fileno() for each in (self.state, self._occupancy) if each is not None]
         line = self._knocking.taken()
         if line is None:
@@ -169,12 +250,13 @@ class Succession:
         if self._knocking is not None:
             self._knocking.close()
             self._knocking = None
-        if self._occupancy is not None:
-            asyncio.get_running_loop().remove_reader(self._occupancy.fileno())
+        if self._room is not None:
+            self._room.close()
 
     def _leave_namespace(self) -> None:
+        if self._room is not None:
+            self._room.close()
         if self._occupancy is not None:
-            asyncio.get_running_loop().remove_reader(self._occupancy.fileno())
             self._occupancy.close()
             self._occupancy = None
 
@@ -182,12 +264,25 @@ class Succession:
         """Everything else has ended: let what is carried here end by itself, for so many seconds
         when a successor serves, and for :data:`STOP_DRAIN` else."""
         if self._after is not None:
-            await asyncio.to_thread(_done, self._after)
+            await asyncio.to_thread(_done, self._after, self._elsewhere)
+            if self._elsewhere and self._doors:
+                await self._shut()
             await self._drain(patience)
         elif self._doors:
             each = (asyncio.to_thread(door.drain, STOP_DRAIN) for door in self._doors)
             if cut := sum(await asyncio.gather(*each)):
                 _log.warning("cut off", flows=cut, seconds=STOP_DRAIN)
+
+    async def _shut(self) -> None:
+        """No rule leads here any more, and none guards what listens: it is closed when those are in
+        who were on their way. UDP clients are served by the successor from their next datagram on.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LATECOMERS):
+                await self._hurry.wait()
+        for door in self._doors:
+            door.drop(list(door.running()))
+            door.node_ports.close()
 
     async def _drain(self, patience: float) -> None:
         loop = asyncio.get_running_loop()
@@ -212,7 +307,10 @@ class Succession:
             self.state.close()
         if self._occupancy is not None:
             self._occupancy.close()
-        self.state = self._occupancy = None
+        if self._other is not None:
+            # It serves on.
+            self._other.close()
+        self.state = self._occupancy = self._other = None
 
 
 def _predecessor(folder: Path, mode: str) -> int:
@@ -222,6 +320,21 @@ def _predecessor(folder: Path, mode: str) -> int:
     from kproxy.backends.userspace import handover
 
     return handover.serving(folder)
+
+
+def _other(mode: str) -> Standing | None:
+    """Who serves here in another mode. OccupiedError when it is one that two cannot have."""
+    here = occupant()
+    if here is None:
+        return None
+    from kproxy.changeover import Standing
+    from kproxy.room import ALONE
+
+    if here.mode == mode and mode in ALONE:
+        raise OccupiedError(
+            f"{here} serves in {mode} mode already", hint=f"stop it first ({here.to_stop})"
+        )
+    return Standing(here.pid)
 
 
 def _take_over(folder: Path, pid: int, doors: Sequence[RelayDoor]) -> tuple[int, ...]:
@@ -270,11 +383,15 @@ def _taken_over(before: Predecessor, doors: Sequence[RelayDoor]) -> tuple[int, .
     return locks
 
 
-def _done(successor: Line) -> None:
+def _done(successor: Line, elsewhere: bool) -> None:
     """Tell it that the ports of our servers are free."""
+    from kproxy import changeover
     from kproxy.backends.userspace import handover
 
     try:
-        handover.done(successor)
+        if elsewhere:
+            changeover.done(successor)
+        else:
+            handover.done(successor)
     except KproxyError as failed:
         _log.warning("the successor does not hear that all is free", why=failed)

@@ -275,6 +275,7 @@ def test_an_unusable_file_is_an_error(tmp_path: Path, text: str | None, told: st
         ({"hostnameOverride": "a_b"}, "hostnameOverride"),
         ({"health.default": "ping"}, "health.default: 'ping' must be none, tcp"),
         ({"health.default": {"tcp": {"port": 0}}}, "health.default.tcp.port: port 0"),
+        ({"health.default": {"exec": {"command": ["a"]}}}, "health.default.exec: runs programs"),
     ],
 )
 def test_nonsense_is_told_by_its_field(changes: dict[str, object], told: str) -> None:

@@ -466,7 +466,7 @@ def test_it_runs_in_a_forked_process(proxy: Proxy, variant: str) -> None:
         (["run", "-f", "/nowhere/at-all"], 2, "/nowhere/at-all"),
         (["run", "--kubeconfig", "/etc/kubernetes/proxy.conf"], 3, "-f"),
         (["run"], 3, "-f"),
-        (["run", "-f", "/tmp", "--proxy-mode", "nftables"], 2, "nftables"),
+        (["run", "-f", "/tmp", "--proxy-mode", "nftable"], 2, "nftable"),
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(

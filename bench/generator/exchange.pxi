@@ -310,7 +310,10 @@ cdef void exchange_lost(
     counts all the same: to whoever measures it is a connection that broke."""
     cdef Conn *conn = &it.conns[number]
     cdef int at
-    count_failure(it.record, conn.intended if conn.operating else conn.opened, failure)
+    count_lost(
+        it.record, conn.intended if conn.operating else conn.opened, now_ns(), failure,
+        conn.state != CONNECTING,
+    )
     if conn.operating:
         conn.operating = 0
         it.busy -= 1
@@ -355,11 +358,14 @@ cdef void exchange_abandon(Exchange *it) noexcept nogil:
     cdef int64_t due
     for at in range(it.plan.connections):
         if it.conns[at].operating:
-            count_failure(it.record, it.conns[at].intended, UNFINISHED)
+            count_lost(
+                it.record, it.conns[at].intended, now_ns(), UNFINISHED,
+                it.conns[at].state != CONNECTING,
+            )
     if it.plan.rate > 0:
         while True:
             due = due_at(it.plan, it.record, 0)
             if not may_start(it.plan, it.record, due):
                 break
             count_start(it.record, due)
-            count_failure(it.record, due, UNFINISHED)
+            count_lost(it.record, due, now_ns(), UNFINISHED, False)

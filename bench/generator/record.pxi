@@ -90,6 +90,18 @@ cdef struct Plan:
     uint32_t response_bytes
 
 
+cdef enum:
+    #: Failures that are kept one by one; all of them are counted.
+    MOST_LOST = 1 << 16
+
+
+cdef struct Lost:
+    int64_t intended
+    int64_t at  # when it was given up
+    uint8_t failure
+    uint8_t connected  # the connection had been made
+
+
 cdef struct Record:
     uint64_t *latency
     uint64_t *connect
@@ -105,6 +117,10 @@ cdef struct Record:
     uint64_t bytes_in
     uint64_t bytes_out
     uint64_t failures[16]
+    Lost *lost
+    int n_lost
+    int64_t done_at  # the last completion
+    int64_t quiet  # the longest time without one
 
 
 cdef enum:
@@ -118,13 +134,18 @@ cdef bint record_make(Record *record, const Plan *plan) noexcept nogil:
     record.latency = <uint64_t *>calloc(BUCKETS, sizeof(uint64_t))
     record.connect = <uint64_t *>calloc(BUCKETS, sizeof(uint64_t))
     record.series = <uint64_t *>calloc(<size_t>record.n_series, sizeof(uint64_t))
-    return record.latency != NULL and record.connect != NULL and record.series != NULL
+    record.lost = <Lost *>calloc(MOST_LOST, sizeof(Lost))
+    return (
+        record.latency != NULL and record.connect != NULL and record.series != NULL
+        and record.lost != NULL
+    )
 
 
 cdef void record_free(Record *record) noexcept nogil:
     free(record.latency)
     free(record.connect)
     free(record.series)
+    free(record.lost)
 
 
 cdef void record_begin(Record *record, const Plan *plan) noexcept nogil:
@@ -136,13 +157,14 @@ cdef void record_begin(Record *record, const Plan *plan) noexcept nogil:
         record.until = record.began + plan.seconds
     else:
         record.until = record.began + <int64_t>MOST_SECONDS * SECOND
-    record.ended = record.began
+    record.ended = record.done_at = record.began
 
 
 cdef void record_end(Record *record, const Plan *plan) noexcept nogil:
     """A load of so many operations ended with the last of them, one of seconds when they were."""
     if plan.seconds and not plan.operations:
         record.ended = record.until
+    count_quiet(record, record.ended)
     if record.ended > record.began:
         record.n_series = <int>((record.ended - record.began + SECOND - 1) // SECOND)
     else:
@@ -155,6 +177,12 @@ cdef inline void count_series(Record *record, int64_t now, uint64_t amount) noex
         record.series[second] += amount
 
 
+cdef inline void count_quiet(Record *record, int64_t now) noexcept nogil:
+    if now - record.done_at > record.quiet:
+        record.quiet = now - record.done_at
+    record.done_at = now
+
+
 cdef inline void count_done(Record *record, int64_t intended, int64_t now) noexcept nogil:
     """An operation is complete. What was begun in time and ended late has a latency, but is no
     part of what was done in time."""
@@ -164,12 +192,29 @@ cdef inline void count_done(Record *record, int64_t intended, int64_t now) noexc
     if now <= record.until:
         record.completed += 1
         record.ended = now
+        count_quiet(record, now)
         count_series(record, now, 1)
 
 
 cdef inline void count_failure(Record *record, int64_t intended, int failure) noexcept nogil:
     if intended >= record.began:
         record.failures[failure] += 1
+
+
+cdef inline void count_lost(
+    Record *record, int64_t intended, int64_t now, int failure, bint connected
+) noexcept nogil:
+    """A failure of a TCP operation, kept with when it was."""
+    cdef Lost *lost
+    count_failure(record, intended, failure)
+    if intended < record.began or record.n_lost >= MOST_LOST:
+        return
+    lost = &record.lost[record.n_lost]
+    record.n_lost += 1
+    lost.intended = intended
+    lost.at = now
+    lost.failure = <uint8_t>failure
+    lost.connected = connected
 
 
 cdef inline int failure_of(int code) noexcept nogil:

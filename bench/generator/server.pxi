@@ -34,6 +34,7 @@ cdef struct ServerState:
     int poll
     int wake
     int stopped
+    int deaf  # 1: listening is to end, 2: it has
     int n_peers
     Peer *peers  # by descriptor
     Slot *slots
@@ -127,11 +128,27 @@ cdef int server_listen(ServerState *it, const sockaddr_storage *at, bint is_tcp)
     return watch(it.poll, fd, EPOLLIN, <uint32_t>fd)
 
 
+cdef void server_stop(ServerState *it) noexcept nogil:
+    it.stopped = 1
+    server_wake(it)
+
+
 cdef void server_wake(ServerState *it) noexcept nogil:
     cdef uint64_t one = 1
-    it.stopped = 1
     # A full counter has woken it already.
     if write(it.wake, &one, sizeof(one)) < 0:
+        return
+
+
+cdef void server_deafen(ServerState *it) noexcept nogil:
+    """Close the doors of TCP, in the thread that serves: it may be about to accept."""
+    cdef uint64_t count
+    cdef int fd
+    for fd in range(it.n_peers):
+        if it.peers[fd].kind == TCP_DOOR:
+            it.peers[fd].kind = NOBODY
+            close(fd)
+    if read(it.wake, &count, sizeof(count)) < 0:
         return
 
 
@@ -146,6 +163,9 @@ cdef int server_run(ServerState *it) noexcept nogil:
                 continue
             return errno
         it.now = now_ns()
+        if it.deaf == 1:
+            server_deafen(it)
+            it.deaf = 2
         for at in range(got):
             fd = <int>events[at].data.u32
             if it.peers[fd].kind == CLIENT:

@@ -103,6 +103,15 @@ class Keeping(Protocol):
 
 
 @runtime_checkable
+class Leaving(Protocol):
+    """A backend whose connections need its own rules, and can be made to do without."""
+
+    def leave(self) -> int:
+        """Another mode's rules stand beside ours, which are taken away next: bring connections
+        where they go on; how many."""
+
+
+@runtime_checkable
 class Judging(Protocol):
     """A backend that knows by itself which UDP flows of conntrack are stale."""
 

@@ -30,6 +30,7 @@ class Built(Value, frozen=True):
     standing, spared)`` takes away what the mode, kube-proxy's too, left in that variant, now that
     the mode ``standing`` serves instead, which has what is ``spared``; it returns whether there was
     anything. ``layout()`` are the mode's own chains and rules in the kernel's tables, if any.
+    ``proven`` false: the mode is there by its name, but ``all`` does not stand for it yet.
     ``former(actual)`` is what rules found in the kernel do for UDP.
     ``counts(desired)`` are its objects in force by table, and ``prepare(backend, snapshot)`` does
     what needs more rights than the daemon may have; it returns the sysctls that it set.
@@ -46,6 +47,7 @@ class Built(Value, frozen=True):
     sweep: Callable[[Family, str, str, Layout | None], bool]
     layout: Callable[[], Layout] | None = None
     offered: bool = True
+    proven: bool = True
 
 
 def _iptables(family: Family, variant: str, asked: ModeSettings) -> AnyBackend:
@@ -263,6 +265,48 @@ def _fastpath_sweep(family: Family, variant: str, standing: str, spared: Layout 
     return sweep(family, standing)
 
 
+def _nftables(family: Family, variant: str, asked: ModeSettings) -> AnyBackend:
+    from kproxy.backends.nftables.apply import NftablesBackend
+
+    return NftablesBackend(family, choice=asked.nftables.choice)
+
+
+def _nftables_text(snapshot: Snapshot, variant: str) -> Iterator[str]:
+    from kproxy.backends.nftables.text import text
+
+    return text(snapshot)
+
+
+def _nftables_counts(desired: Any) -> Mapping[str, int]:
+    from kproxy.backends.nftables.counts import objects
+
+    return objects(desired)
+
+
+def _nftables_prepare(backend: Any, snapshot: Snapshot) -> tuple[tuple[str, str], ...]:
+    from kproxy.backends.nftables.prepare import prepare
+
+    return prepare(backend, snapshot)
+
+
+def _nftables_former(actual: Any) -> Former:
+    from kproxy.backends.nftables.former import former
+
+    return former(actual)
+
+
+def _nftables_watch(variant: str, families: Iterable[Family], spared: Iterable[str]) -> Watch:
+    from kproxy.backends.nftables.watch import watch
+
+    return watch(families)
+
+
+def _nftables_sweep(family: Family, variant: str, standing: str, spared: Layout | None) -> bool:
+    from kproxy.backends.nftables.sweep import sweep
+
+    return sweep(family)
+
+
 #: Modes that are not here come in later versions. The first variant is the one that is shown when
 #: nobody says which.
 BUILT: dict[str, Built] = {
@@ -314,5 +358,17 @@ BUILT: dict[str, Built] = {
         former=_fastpath_former,
         watch=_fastpath_watch,
         sweep=_fastpath_sweep,
+    ),
+    "nftables": Built(
+        variants=(),
+        make=_nftables,
+        detect=lambda: "",
+        text=_nftables_text,
+        counts=_nftables_counts,
+        prepare=_nftables_prepare,
+        former=_nftables_former,
+        watch=_nftables_watch,
+        sweep=_nftables_sweep,
+        proven=False,
     ),
 }

@@ -51,7 +51,10 @@ def names() -> tuple[str, ...]:
 def choices() -> tuple[Choice, ...]:
     """What ``--mode all`` stands for: each variant of each built mode."""
     return tuple(
-        Choice(mode, variant) for mode in BUILT for variant in variants(mode) or (_alone(mode),)
+        Choice(mode, variant)
+        for mode, form in BUILT.items()
+        if form.proven
+        for variant in variants(mode) or (_alone(mode),)
     )
 
 

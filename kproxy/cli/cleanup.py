@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
 import click
 
 from kproxy import occupancy
 from kproxy.backends import registry
 from kproxy.core.objects import Family
-from kproxy.errors import KernelError, MachineError, OccupiedError
+from kproxy.errors import KernelError, KproxyError, MachineError, OccupiedError
 from kproxy.kernel import capabilities, sysctl
+
+#: Seconds for a proxy that runs here to end its sync.
+_ROOM = 20.0
 
 
 @click.command()
@@ -27,7 +34,12 @@ def clean(*, force: bool = False) -> None:
     """Clean up and say what was removed. KernelError when something would not go, OccupiedError
     when a proxy runs here, unless ``force`` says that this is known."""
     capabilities.require("kproxy cleanup", "CAP_NET_ADMIN")
-    _look_who_is_here(force=force)
+    here = _who_is_here(force=force)
+    with nullcontext() if here is None else _room(here.pid):
+        _clean()
+
+
+def _clean() -> None:
     failures = []
     restored: tuple[str, ...] = ()
     try:
@@ -58,15 +70,37 @@ def clean(*, force: bool = False) -> None:
         click.echo("nothing of kproxy was here")
 
 
-def _look_who_is_here(*, force: bool) -> None:
+def _who_is_here(*, force: bool) -> occupancy.Occupant | None:
+    """The proxy that runs here."""
     here = occupancy.occupant()
     if here is None:
-        return
+        return None
     what = f"{here} is the proxy of this network namespace, and writes its rules again"
     if not force:
         hint = f"stop it first ({here.to_stop}), or: kproxy cleanup --force"
         raise OccupiedError(what, hint=hint)
     click.echo(f"kproxy: warning: {what}", err=True)
+    return here
+
+
+@contextmanager
+def _room(pid: int) -> Iterator[None]:
+    """The proxy that runs here writes nothing meanwhile: two that change one table at once refuse
+    each other's changes. One that does not listen is no reason not to clean."""
+    from kproxy import changeover
+    from kproxy.backends.userspace.bequest import close_all
+
+    standing = changeover.Standing(pid)
+    locks: tuple[int, ...] = ()
+    try:
+        locks = standing.locks("cleanup", Path("/"), patience=_ROOM)
+    except KproxyError as silent:
+        click.echo(f"kproxy: warning: {silent}", err=True)
+    try:
+        yield
+    finally:
+        close_all(locks)
+        standing.close()
 
 
 def _held(backend: registry.AnyBackend) -> object:

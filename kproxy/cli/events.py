@@ -71,7 +71,10 @@ def command(
         else:
             _print(_new(tails, node), output)
         if unreadable := sum(tail.unreadable for tail in tails):
-            click.echo(f"{unreadable} lines are of another version of kproxy", err=True)
+            click.echo(
+                f"lines that cannot be read, damaged or of another version of kproxy: {unreadable}",
+                err=True,
+            )
 
 
 # --- whose ------------------------------------------------------------------------------------

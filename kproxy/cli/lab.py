@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "roll": ("kproxy.cli.lab_roll", "Replace a workload's pods one by one, live."),
     "fault": ("kproxy.cli.lab_fault", "Let something go wrong with pods, and heal them."),
     "restart": ("kproxy.cli.lab_restart", "Start a new kproxy on nodes, live."),
+    "switch": ("kproxy.cli.lab_switch", "Put nodes into another mode, live."),
     "tour": ("kproxy.cli.lab_tour", "Try every mode of this kernel with real traffic."),
 }
 

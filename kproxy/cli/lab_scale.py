@@ -21,7 +21,8 @@ def command(lab: str | None, wishes: tuple[str, ...]) -> None:
     """
     from kproxy.lab import changes
 
-    for outcome in changes.scale(chosen_lab(lab), [_wish(wish) for wish in wishes]):
+    wanted = [_wish(wish) for wish in wishes]
+    for outcome in changes.scale(chosen_lab(lab), wanted):
         click.echo(str(outcome))
 
 

@@ -103,6 +103,11 @@ def _parameter(flag: Flag) -> str:
     default=DEFAULT_STATE_DIR,
     help=f"Status and lock [{DEFAULT_STATE_DIR}].",
 )
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="A kproxy that runs here in another mode makes room, without a gap.",
+)
 def command(
     filenames: tuple[str, ...],
     config_file: str | None,
@@ -111,6 +116,7 @@ def command(
     init_only: bool,
     variant: str,
     state_dir: str,
+    take_over: bool,
     **given: object,
 ) -> None:
     """Be this node's service proxy: kube-proxy's flags, objects from manifests (-f)."""
@@ -136,7 +142,9 @@ def command(
     file = None
     if config_file is not None:
         file = ConfigFile(config_file, lambda: flags.config_of(values, config_file)[0])
-    sys.exit(daemon.main(config, filenames, state_dir, variant, config_file=file))
+    sys.exit(
+        daemon.main(config, filenames, state_dir, variant, config_file=file, take_over=take_over)
+    )
 
 
 command.params.extend(FlagOption(flag) for flag in flags.FLAGS)

@@ -17,6 +17,7 @@ from kproxy.core.snapshot import (
     IpvsSettings,
     LocalDetector,
     ModeSettings,
+    NftablesSettings,
     NodePortTargets,
     NodeSettings,
     UserspaceSettings,
@@ -140,7 +141,10 @@ def fastpath_settings(config: Config) -> FastpathSettings:
 def mode_settings(config: Config, family: Family) -> ModeSettings:
     """What the operator asks of single modes."""
     return ModeSettings(
-        ipvs_settings(config, family), userspace_settings(config, family), fastpath_settings(config)
+        ipvs_settings(config, family),
+        userspace_settings(config, family),
+        fastpath_settings(config),
+        NftablesSettings(config.nftables.choice),
     )
 
 

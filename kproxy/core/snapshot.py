@@ -211,12 +211,20 @@ class FastpathSettings(Value, frozen=True):
     seed: bytes = b""
 
 
+class NftablesSettings(Value, frozen=True):
+    """What only nftables mode asks of the operator. ``choice``: how endpoints are picked where a
+    Service says nothing of it, ``random`` or ``hash`` (of the client)."""
+
+    choice: str = "random"
+
+
 class ModeSettings(Value, frozen=True):
     """What the operator asks of single modes, for one family: each looks at its own field."""
 
     ipvs: IpvsSettings = IpvsSettings()
     userspace: UserspaceSettings = UserspaceSettings()
     fastpath: FastpathSettings = FastpathSettings()
+    nftables: NftablesSettings = NftablesSettings()
 
 
 class NodeSettings(Value, frozen=True):

@@ -30,6 +30,9 @@ _log = logs.get("health")
 #: So many transitions of a kind at a time have a line each; of more, so many are named.
 MOST_LINES = 3
 
+#: Seconds that the thread of the checks may be behind without a word. On a busy node it is tenths.
+STALLED = 5.0
+
 #: Seconds between two savings of what is known, when there is something new.
 SAVING = 1.0
 
@@ -63,6 +66,7 @@ class Care:
         self._journal: Journal | None = None
         self._memory: Memory | None = None
         self._saved = 0
+        self._stalled = False
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(
@@ -102,11 +106,13 @@ class Care:
             self._tell(events)
         if self._keeper.changes != self._saved:
             self._save_in(SAVING)
+        self._look_after(self._keeper.figures())
 
     def save(self, *, last: bool = False) -> None:
         """A successor may want to know what is known. ``last``: it writes from now on, unless this
         is called again."""
         self._stop_timer()
+        self._look_after(self.checks)
         if self._keeper is not None and self._memory is not None and self._keeper.changes:
             self._memory.keep(self._keeper.known)
             self._saved = self._keeper.changes
@@ -126,7 +132,17 @@ class Care:
     @property
     def checks(self) -> Figures | None:
         """What active checks have done; None: there was none."""
-        return self._keeper.figures() if self._keeper is not None else None
+        figures = self._keeper.figures() if self._keeper is not None else None
+        self._look_after(figures)
+        return figures
+
+    def _look_after(self, figures: Figures | None) -> None:
+        """Say once that checks stand still: the thread that makes them cannot. Whoever asks for
+        figures, each sync, and each saving (once a minute at least) looks."""
+        stalled = figures is not None and figures.late > STALLED
+        if figures is not None and stalled and not self._stalled:
+            _log.warning("checks have stalled", seconds=round(figures.late, 1))
+        self._stalled = stalled
 
     def _save_in(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()

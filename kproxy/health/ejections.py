@@ -29,6 +29,8 @@ class Ejections:
 
     def __init__(self) -> None:
         self._machines: dict[Owner, Outliers] = {}
+        #: Those of them that have somebody out: few of thousands.
+        self._busy: dict[Owner, None] = {}
         #: Who is out, as that was told.
         self._out: dict[Owner, dict[Place, Ejected]] = {}
         #: Whom we have let in while the plan in force has them out yet.
@@ -42,7 +44,7 @@ class Ejections:
         """The verdict on a service port as it is now."""
         passive = health.policy.passive if health is not None else None
         if health is None or passive is None:
-            for gone in (self._machines, self._out, self._let_in):
+            for gone in (self._machines, self._busy, self._out, self._let_in):
                 gone.pop(owner, None)
             return []
         machine = self._machines.get(owner)
@@ -59,6 +61,7 @@ class Ejections:
         self._note(owner, told)
         # A predecessor's, or those of a machine with other settings.
         machine.adopt(out - self._let_in.get(owner, set()), now)
+        self._mark(owner)
         return told
 
     def believe(self, ejected: Iterable[Ejected]) -> None:
@@ -83,7 +86,16 @@ class Ejections:
             else:
                 out.pop(place, None)
                 let_in.add(place)
+        if told:
+            self._mark(owner)
         return told
+
+    def _mark(self, owner: Owner) -> None:
+        machine = self._machines.get(owner)
+        if machine is not None and machine.out:
+            self._busy[owner] = None
+        else:
+            self._busy.pop(owner, None)
 
     def heard(self, findings: Iterable[Finding], now: float) -> list[Ejected]:
         """What the data path found, in its order."""
@@ -109,15 +121,14 @@ class Ejections:
         """Let in whose time is over."""
         return [
             ejected
-            for owner, machine in self._machines.items()
-            if machine.due is not None and machine.due <= now
-            for ejected in self._note(owner, machine.tick(now))
+            for owner in list(self._busy)
+            for ejected in self._note(owner, self._machines[owner].tick(now))
         ]
 
     @property
     def due(self) -> float | None:
         """When to call :meth:`tick` next; None: nobody is out."""
-        times = (machine.due for machine in self._machines.values())
+        times = (self._machines[owner].due for owner in self._busy)
         return min((time for time in times if time is not None), default=None)
 
 

@@ -217,7 +217,7 @@ class Keeper:
                 # Not at once: what failed a moment ago may be able to open a connection and no
                 # more. A check's own pace is what its author trusts.
                 self._asked.setdefault(target, now + target.check.pace.interval)
-        self._pass_on([replace(each, at=self._later(each.at)) for each in ejected])
+        self._pass_on([replace(each, at=self._later(time.time())) for each in ejected])
 
     def _ask(self, now: float) -> None:
         """Begin checks afresh of which the next success is wanted: that is told, while a steady
@@ -245,7 +245,8 @@ class Keeper:
     # --- time ----------------------------------------------------------------------------------
 
     def _now(self) -> float:
-        """Seconds since the epoch as they were counted at the start, and steady from there."""
+        """Seconds since the epoch as they were counted at the start, and steady from there: for
+        what lasts. What is told has the time of the clock, which may have been put right since."""
         return self._epoch + self._loop.time()
 
     def _later(self, at: float) -> float:
@@ -270,7 +271,7 @@ class Keeper:
         self._ejected(self._ejections.tick(now))
         self._ask(now)
         steps = self._ramps.tick(now)
-        self._pass_on([replace(each, at=self._later(each.at)) for each in steps])
+        self._pass_on([replace(each, at=self._later(time.time())) for each in steps])
         self._set_step()
 
     # --- telling -------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ file of another inode under the same name is another file.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,8 +56,14 @@ class Tail:
         self._file, self._offset = None, 0
 
     def _open(self, name: str) -> int | None:
+        path = self.folder / name
         with suppress(FileNotFoundError):
-            return os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if stat.S_ISDIR(os.fstat(file).st_mode):
+                os.close(file)
+                # Reading would say so as well, but not where.
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            return file
         return None
 
     def _next(self, file: int) -> int | None:

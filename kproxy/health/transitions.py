@@ -45,7 +45,8 @@ def events_between(
                 family,
                 each.reason or _REASONS[kind],
                 node=node,
-                at=each.at or now,
+                # Opinions keep their order where the clock was set back; events keep its time.
+                at=min(each.at or now, now),
                 endpoint=str(each.endpoint),
             )
     panicked = before is not None and before.panic

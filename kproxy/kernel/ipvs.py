@@ -148,10 +148,10 @@ class Ipvs:
     def reals(self, servers: Collection[bytes]) -> Mapping[bytes, Mapping[bytes, HeldReal]]:
         """The real servers of some virtual ones, with their connections; none for one that is not
         there."""
-        if len(servers) >= _MANY:
-            found = self._listed(frozenset(servers))
-            return {server: found.get(server, {}) for server in servers}
-        return {server: self._reals(server) for server in servers}
+        found = self._listed(frozenset(servers)) if len(servers) >= _MANY else {}
+        return {
+            server: found[server] if server in found else self._reals(server) for server in servers
+        }
 
     def _reals(self, server: bytes) -> Reals:
         body = question(GET_DEST, self._codec.about(server))
@@ -159,7 +159,12 @@ class Ipvs:
         return dict(self._codec.real(message) for message in messages)
 
     def listing(self) -> bytes:
-        """All of /proc/net/ip_vs, both families; :func:`.ipvs_codec.listed` reads it."""
+        """All of /proc/net/ip_vs, both families; :func:`.ipvs_codec.listed` reads it.
+
+        Of more than a page the kernel may leave servers out while other namespaces have some too:
+        it goes on after so many servers of all namespaces (``ip_vs_info_seq_next``), but counts
+        only those of this one to find the place again (``ip_vs_info_array``; seen in 6.1).
+        """
         parts = []
         try:
             os.lseek(self._listing, 0, os.SEEK_SET)

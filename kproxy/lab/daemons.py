@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn, Self
@@ -71,25 +71,34 @@ def restart_proxies(lab: LabState, nodes: Iterable[str]) -> tuple[Process, ...]:
     In a mode that carries connections the new one takes over, and the old one ends when they have.
     """
     nodes = tuple(nodes)
-    if lab.mode not in succession.MODES:
-        running = alive(lab.name, ROLE_PROXY)
-        stop(lab.name, [running[node] for node in nodes if node in running])
+    running = alive(lab.name, ROLE_PROXY)
+    handed = {node for node in nodes if lab.mode_of(node)[0] in succession.MODES}
+    stop(lab.name, [running[node] for node in nodes if node in running and node not in handed])
     return start_proxies(lab, nodes)
 
 
-def _start_proxy(lab: LabState, node: str) -> Process:
+def start_successor(lab: LabState, node: str) -> Process:
+    """Start kproxy on a node in the mode that it has in ``lab``, beside one in another mode, which
+    makes room for it."""
+    return _start_proxy(lab, node, take_over=True)
+
+
+def _start_proxy(lab: LabState, node: str, *, take_over: bool = False) -> Process:
+    mode, variant = lab.mode_of(node)
     ranges = ",".join(CLUSTER_CIDRS[family] for family in lab.topology.families)
     argv = [sys.executable, "-m", "kproxy", "run"]
     argv += ["-f", str(state.manifests_dir(lab.name))]
     argv += ["--hostname-override", node]
     argv += ["--state-dir", str(proxy_state_dir(lab.name, node))]
-    argv += ["--proxy-mode", lab.mode]
+    argv += ["--proxy-mode", mode]
     argv += ["--cluster-cidr", ranges]
     # kube-proxy's default of 1 s is right for a cluster's churn; a person at a lab waits for it,
     # and `roll` waits once for every pod.
     argv += ["--iptables-min-sync-period", "50ms"]
-    if lab.variant:
-        argv += ["--iptables-variant", lab.variant]
+    if variant:
+        argv += ["--iptables-variant", variant]
+    if take_over:
+        argv += ["--take-over"]
     state.private_dir(state.host_dir(lab.name, node))
     return start(
         lab.name,
@@ -240,8 +249,16 @@ class Watch:
     def __exit__(self, *exc: object) -> None:
         self._notices.close()
 
-    def until_in_force(self, files: Iterable[Path], timeout: float = SYNC_TIMEOUT) -> None:
-        """Return when every node has the files, as they are on disk, in its kernel.
+    def until_in_force(
+        self,
+        files: Iterable[Path],
+        timeout: float = SYNC_TIMEOUT,
+        *,
+        nodes: Iterable[str] | None = None,
+        reached: Callable[[str], None] = lambda node: None,
+    ) -> None:
+        """Return when every node, or each of ``nodes``, has the files, as they are on disk, in its
+        kernel. ``reached`` is called for each when it has.
 
         LabError when a daemon has ended, CheckFailed when one needs longer than ``timeout``; both
         name the log.
@@ -249,7 +266,7 @@ class Watch:
         files = tuple(files)
         running = alive(self._lab.name, ROLE_PROXY)
         deadline = time.monotonic() + timeout
-        waiting = list(self._lab.nodes)
+        waiting = list(self._lab.nodes if nodes is None else nodes)
         with ExitStack() as opened:
             poll = select.poll()
             poll.register(self._notices, select.POLLIN)
@@ -262,7 +279,9 @@ class Watch:
                 node_of[fd] = node
                 poll.register(fd, select.POLLIN)
             while True:
-                waiting = [node for node in waiting if not self._in_force(running[node], files)]
+                for node in [each for each in waiting if self._in_force(running[each], files)]:
+                    waiting.remove(node)
+                    reached(node)
                 if not waiting:
                     return
                 left = deadline - time.monotonic()

@@ -46,14 +46,15 @@ _READINESS, _LIVENESS = "readinessProbe", "livenessProbe"
 
 
 class Watch:
-    """One probe of one pod. ``since`` is when it was begun, in seconds since the epoch; 0: it
-    waits for its initial delay to pass."""
+    """One probe of one pod. ``start`` is the number of its start, 0: it waits for its initial delay
+    to pass. ``begun``: what is told now was found out since that start."""
 
     def __init__(self, lab: str, pod: Pod, kind: str, probe: Probe) -> None:
         self.pod = pod
         self.kind = kind
         self.probe = probe
-        self.since = 0.0
+        self.start = 0
+        self.begun = False
         # Commands run where the pod is, all else comes from its node.
         path = netns.path_of(namespace_name(lab, pod.name))
         prefix = ("nsenter", f"--net={path}", "--")
@@ -73,7 +74,9 @@ class Kubelet:
         self._checkers: dict[str, Checker] = {}
         self._timers: list[tuple[float, int, Watch]] = []
         self._serial = itertools.count()
-        self._news: deque[tuple[str, Checked]] = deque()
+        self._starts = itertools.count(1)
+        #: What checkers' threads want done here, in the order in which they said it.
+        self._news: deque[Callable[[], None]] = deque()
         #: Readable when there is news.
         self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._asking: list[tuple[socket.socket, frozenset[str]]] = []
@@ -108,18 +111,20 @@ class Kubelet:
         heapq.heappush(self._timers, (due, next(self._serial), watch))
 
     def _start(self, watch: Watch) -> None:
-        if watch.since or watch not in self._watches.get(watch.pod.name, ()):
+        if watch.start or watch not in self._watches.get(watch.pod.name, ()):
             return
-        watch.since = time.time()
+        watch.start = next(self._starts)
         known = {}
         if watch.kind == _READINESS and self._condition(watch.pod.name).ready:
             known = {watch.target: True}  # this process has begun anew, not the pod
         # A target that is there already (two pods may name one host) begins afresh for both.
-        self._checker(watch.pod.node).change([watch.target], [watch.target], known)
+        begun = partial(self._post, partial(self._begun, watch, watch.start))
+        self._checker(watch.pod.node).change([watch.target], [watch.target], known, begun)
 
     def _stop(self, watch: Watch) -> None:
-        begun, watch.since = watch.since, 0.0
-        if begun and not self._of(watch.pod.node, watch.target):
+        started = watch.start
+        watch.start, watch.begun = 0, False
+        if started and not self._of(watch.pod.node, watch.target):
             self._checker(watch.pod.node).change(removed=[watch.target])
 
     def _of(self, node: str, target: Target) -> list[Watch]:
@@ -128,7 +133,7 @@ class Kubelet:
             watch
             for watches in self._watches.values()
             for watch in watches
-            if watch.since and watch.target == target and watch.pod.node == node
+            if watch.start and watch.target == target and watch.pod.node == node
         ]
 
     def _checker(self, node: str) -> Checker:
@@ -141,7 +146,11 @@ class Kubelet:
 
     def told(self, node: str, results: list[Checked]) -> None:
         """From a checker's thread."""
-        self._news.extend((node, result) for result in results)
+        self._post(*[partial(self._take, node, result) for result in results])
+
+    def _post(self, *news: Callable[[], None]) -> None:
+        """From a checker's thread."""
+        self._news.extend(news)
         os.eventfd_write(self.bell, 1)
 
     def act(self) -> None:
@@ -151,11 +160,16 @@ class Kubelet:
         while self._timers and self._timers[0][0] <= time.monotonic():
             self._start(heapq.heappop(self._timers)[2])
         while self._news:
-            node, result = self._news.popleft()
-            for watch in self._of(node, result.target):
-                # What was found out before the pod was started again says nothing about it now.
-                if result.at >= watch.since:
-                    self._hear(watch, result)
+            self._news.popleft()()
+
+    def _begun(self, watch: Watch, start: int) -> None:
+        watch.begun = watch.begun or watch.start == start
+
+    def _take(self, node: str, result: Checked) -> None:
+        for watch in self._of(node, result.target):
+            # What was found out before the pod was started again says nothing about it now.
+            if watch.begun:
+                self._hear(watch, result)
 
     def patience(self) -> float | None:
         """Seconds until something is due."""

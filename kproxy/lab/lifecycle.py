@@ -228,12 +228,7 @@ def restart(name: str, nodes: Iterable[str] = ()) -> list[tuple[str, int, int]]:
     """
     with state.lock(name):
         lab = opened(name)
-        chosen = tuple(dict.fromkeys(nodes)) or tuple(lab.nodes)
-        if unknown := [node for node in chosen if node not in lab.nodes]:
-            raise LabError(
-                f"lab {name} has no node {', '.join(unknown)}",
-                hint=f"it has: {', '.join(lab.nodes)}",
-            )
+        chosen = nodes_of(lab, nodes)
         before = daemons.alive(name, daemons.ROLE_PROXY)
         with daemons.Watch(lab) as watch:
             started = daemons.restart_proxies(lab, chosen)
@@ -241,6 +236,17 @@ def restart(name: str, nodes: Iterable[str] = ()) -> list[tuple[str, int, int]]:
     return [
         (new.host, before[new.host].pid if new.host in before else 0, new.pid) for new in started
     ]
+
+
+def nodes_of(lab: LabState, named: Iterable[str]) -> tuple[str, ...]:
+    """These nodes, each once; all when none is named. LabError for one that there is not."""
+    chosen = tuple(dict.fromkeys(named)) or tuple(lab.nodes)
+    if unknown := [node for node in chosen if node not in lab.nodes]:
+        raise LabError(
+            f"lab {lab.name} has no node {', '.join(unknown)}",
+            hint=f"it has: {', '.join(lab.nodes)}",
+        )
+    return chosen
 
 
 # --- up ---------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class LabState(Value, frozen=True):
     raw, nothing filled in. ``counters`` remember the last number given out (``node/<node>``: host
     number of the last pod address, ``workload/<ns>/<name>``: ordinal of its last pod), so that a
     replaced pod gets a new name and new addresses. ``variant`` is "" where the mode has none.
+    ``switched`` are nodes with another mode than the rest, each with its mode and variant.
     """
 
     name: str
@@ -60,6 +61,11 @@ class LabState(Value, frozen=True):
     pods: tuple[Pod, ...] = ()
     manifests: tuple[dict[str, Any], ...] = ()
     counters: dict[str, int] = msgspec.field(default_factory=dict)
+    switched: dict[str, tuple[str, str]] = msgspec.field(default_factory=dict)
+
+    def mode_of(self, node: str) -> tuple[str, str]:
+        """Mode and variant of one node."""
+        return self.switched.get(node, (self.mode, self.variant))
 
     def pod(self, name: str) -> Pod | None:
         return next((pod for pod in self.pods if pod.name == name), None)

@@ -7,11 +7,13 @@ not wait, and what is not for a lab (``terminationGracePeriodSeconds``) is no fi
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
+from kproxy.core.decode import leaf
 from kproxy.core.health.values import Check, Exec, Grpc, Http, Pace, Tcp
 from kproxy.core.objects import Protocol, Value
 
@@ -170,22 +172,50 @@ def made(written: Written, ports: Ports, *, liveness: bool) -> Probe:
 def _action(written: Written, ports: tuple[tuple[str, int, Protocol], ...]) -> Action:
     actions: list[Action] = []
     if (http := written.http_get) is not None:
-        if not http.path.startswith("/"):
-            raise ProbeFault("httpGet.path", "must start with /")
-        headers = tuple((header.name, header.value) for header in http.http_headers)
+        headers = _request(http)
         port = _port("httpGet.port", http.port, ports)
         actions.append(HttpGet(port, http.path, http.host, http.scheme, headers))
     if (tcp := written.tcp_socket) is not None:
+        if tcp.host and not _is_address(tcp.host):
+            raise ProbeFault("tcpSocket.host", "must be an IP address: the lab has no DNS")
         actions.append(TcpSocket(_port("tcpSocket.port", tcp.port, ports), tcp.host))
     if (grpc := written.grpc) is not None:
         actions.append(GrpcCall(_port("grpc.port", grpc.port, ports), grpc.service or ""))
     if (command := written.exec) is not None:
         if not command.command:
             raise ProbeFault("exec.command", "is empty")
+        if any("\0" in word for word in command.command):
+            raise ProbeFault("exec.command", "must not hold a NUL character")
         actions.append(Command(command.command))
     if len(actions) != 1:
         raise ProbeFault("", "needs exactly one of httpGet, tcpSocket, grpc, exec")
     return actions[0]
+
+
+def _request(http: _HttpGet) -> tuple[tuple[str, str], ...]:
+    """The headers, when nothing in the request can end a line of it, or a host name."""
+    field = "path"
+    try:
+        leaf.path(http.path)
+        field = "host"
+        if http.host:
+            leaf.host(http.host)
+        field = "httpHeaders"
+        headers = tuple(leaf.header(each.name, each.value) for each in http.http_headers)
+        for name, value in headers:
+            if name.lower() == "host" and value:
+                leaf.host(value)
+    except leaf.Wrong as wrong:
+        raise ProbeFault(f"httpGet.{field}", str(wrong)) from None
+    return headers
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _port(field: str, given: int | str, ports: tuple[tuple[str, int, Protocol], ...]) -> int:

@@ -187,7 +187,7 @@ def _node(lab: LabState, node: str, process: Process | None, wide: bool) -> Host
     else:
         word, detail = "syncing", ""
     carried: tuple[Carried, ...] = ()
-    if lab.mode in succession.MODES:
+    if lab.mode_of(node)[0] in succession.MODES:
         try:
             carried = _carried(lab, directory, wide)
         except KernelError as silent:

@@ -191,6 +191,33 @@ def test_datagrams_one_way(generator: ModuleType) -> None:
     assert counted["datagrams_in"] == sum(number for _, number in series) == 1001
 
 
+def test_failures_are_kept_one_by_one(generator: ModuleType) -> None:
+    """With when they were due, when they were given up, and how far they had come."""
+    said = generator.exchange([NOBODY], **{**FEW, "rate": 1000.0, "operations": 20})
+    assert said["quiet"] == said["ended"] - said["began"]
+    assert [(kind, connected) for _, _, kind, connected in said["lost"]] == [
+        ("refused", False)
+    ] * 20
+    assert [intended - said["began"] for intended, *_ in said["lost"]] == [
+        number * 1_000_000 for number in range(20)
+    ]
+    assert all(intended <= at for intended, at, *_ in said["lost"])
+
+
+def test_deafened_serves_what_is_open(generator: ModuleType) -> None:
+    """Nobody new is let in, who is in is answered, and datagrams are none of it."""
+    with serving(generator) as server, socket.create_connection(PLACE) as held:
+        request = pack("=IBBHIIQ", 0x646C706B, 0, 0, 0, 64, 64, 7).ljust(64, b"\0")
+        held.sendall(request)
+        held.recv(64, socket.MSG_WAITALL)
+        server.deafen()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(PLACE)
+        held.sendall(request)
+        assert held.recv(64, socket.MSG_WAITALL)[:24] == request[:24]
+        assert generator.datagram([PLACE], **FEW)["failures"] == {}
+
+
 def test_warm_up_is_not_counted(generator: ModuleType) -> None:
     """Of what begins before the warm-up is over nothing is in the figures."""
     warm = {"rate": 1000.0, "operations": 0, "seconds": 0.2, "warmup": 0.2}

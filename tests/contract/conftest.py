@@ -1,8 +1,8 @@
 """One backend of each kind, on the in-memory kernel and in a fresh namespace of the real one.
 
 ``backend`` is one of iptables mode, ``ipvs`` one of IPVS mode, ``userspace`` one of userspace mode
-(with sockets of its own on the real kernel), ``fastpath`` one of fastpath mode, ``any_backend`` one
-of any mode.
+(with sockets of its own on the real kernel), ``fastpath`` one of fastpath mode, ``nftables`` one of
+nftables mode, ``any_backend`` one of any mode.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from kproxy.backends.iptables.host import Machine
 from kproxy.backends.ipvs import host
 from kproxy.backends.ipvs.apply import IpvsBackend
 from kproxy.backends.ipvs.door import KernelDoor
+from kproxy.backends.nftables.apply import NftablesBackend
 from kproxy.backends.userspace.apply import UserspaceBackend
 from kproxy.backends.userspace.door import RelayDoor
 from kproxy.backends.xtables.door import ToolDoor
@@ -72,6 +73,14 @@ FASTPATH_KINDS = [
     for family in Family
 ]
 
+#: What maps and verdicts do is the kernel's.
+NFTABLES_KINDS = [
+    pytest.param(
+        ("nftables", family, True), id=f"nftables-ipv{family.value}", marks=[pytest.mark.kernel]
+    )
+    for family in Family
+]
+
 AnyBackend = Backend[Any, Any, Any]
 
 
@@ -81,6 +90,10 @@ def made(kind: tuple[str, Family, bool], records: Path) -> Iterator[AnyBackend]:
     mode, _, variant = form.partition("-")
     if mode == "fastpath":
         yield from _fastpath(family, records)
+        return
+    if mode == "nftables":
+        with scratch(), closing(NftablesBackend(family)) as nftables_backend:
+            yield nftables_backend
         return
     if mode == "userspace":
         yield from _userspace(family, variant, records if real else None)
@@ -142,6 +155,11 @@ def fastpath(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnyBack
     yield from made(request.param, tmp_path / "records")
 
 
-@pytest.fixture(params=[*KINDS, *IPVS_KINDS, *USERSPACE_KINDS, *FASTPATH_KINDS])
+@pytest.fixture(params=NFTABLES_KINDS)
+def nftables(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnyBackend]:
+    yield from made(request.param, tmp_path / "records")
+
+
+@pytest.fixture(params=[*KINDS, *IPVS_KINDS, *USERSPACE_KINDS, *FASTPATH_KINDS, *NFTABLES_KINDS])
 def any_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnyBackend]:
     yield from made(request.param, tmp_path / "records")

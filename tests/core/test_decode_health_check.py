@@ -20,7 +20,17 @@ from kproxy.core.health.values import (
     Udp,
 )
 
-CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMAo=\n-----END CERTIFICATE-----\n"
+CERTIFICATE = """-----BEGIN CERTIFICATE-----
+MIIBcDCCARWgAwIBAgIUEQRYGtR+3g2va80UpZOUtS9MTp0wCgYIKoZIzj0EAwIw
+DDEKMAgGA1UEAwwBYTAgFw0yNjExMjExMjQ1MDNaGA8yMTI2MTAyODEyNDUwM1ow
+DDEKMAgGA1UEAwwBYTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABIYnKMnVcHiQ
+dVdGefEKtn1oQJu1llweECV6F1V+up9/SRtlwfHNzJCXmD9zbtP0pQig8OSREIKw
+HzNfh9FbYKqjUzBRMB0GA1UdDgQWBBTxHLkn+ZwWkEmFmg/hq+QdV9vVqzAfBgNV
+HSMEGDAWgBTxHLkn+ZwWkEmFmg/hq+QdV9vVqzAPBgNVHRMBAf8EBTADAQH/MAoG
+CCqGSM49BAMCA0kAMEYCIQD4BsbtLKy6+EetmCD2B5xXUuLlF5r21JF6p/Vy1M3I
+BwIhAMZQvuL3I0FlmqVzOZkJMu10eAmaZpaivwpYrXMexJEt
+-----END CERTIFICATE-----
+"""
 
 
 def manifest(annotation, **meta):
@@ -57,6 +67,9 @@ def active(probe, **pace):
             "http: {host: example.org, headers: {X-A: b}, body: fine}",
             active(Http(host="example.org", headers=(("X-A", "b"),), body="fine")),
         ),
+        ("http: {host: 'a_b.example:8080'}", active(Http(host="a_b.example:8080"))),
+        ("http: {host: '[fd00::1]:80'}", active(Http(host="[fd00::1]:80"))),
+        ("http: {host: 'fd00::1'}", active(Http(host="fd00::1"))),
         ("http: {status: 204}", active(Http(statuses=((204, 204),)))),
         (
             "http: {status: [200-299, 401]}",
@@ -83,6 +96,7 @@ def active(probe, **pace):
             "{tcp: {}, slowStart: 30s, panic: 50%}",
             Policy(Check(Tcp()), Passive(), panic=0.5, slow_start=30.0),
         ),
+        ("{tcp: {}, interval: 100ms}", active(Tcp(), interval=0.1, fast_interval=0.05)),
         ("{tcp: {}, passive: false}", Policy(Check(Tcp()))),
         ("{tcp: {}, passive: null, interval: null}", active(Tcp())),
         ("passive: true", Policy(None, Passive())),
@@ -122,6 +136,9 @@ def test_what_may_be_asked_for(text, policy):
         ('http: {path: "/a\\r\\nX: y"}', "http.path", "control characters"),
         ('http: {host: "a\\nb"}', "http.host", "control characters"),
         ("http: {host: a/b}", "http.host", "no host name"),
+        ("https: {host: a..b}", "https.host", "no host name"),
+        (f"https: {{host: {'a' * 64}.org}}", "https.host", "no host name"),
+        ("https: {host: '[['}", "https.host", "no host name"),
         ("http: {headers: [a]}", "http.headers", "map of names"),
         ('http: {headers: {"a b": c}}', "http.headers", "no name of a header"),
         ('http: {headers: {a: "b\\r\\nc: d"}}', "http.headers", "control characters"),
@@ -136,6 +153,12 @@ def test_what_may_be_asked_for(text, policy):
         ("http: {verify: false}", "http.verify", "is unknown"),
         ("https: {verify: maybe}", "https.verify", "true or false"),
         ("https: {ca: /etc/ca.pem}", "https.ca", "PEM"),
+        ("https: {ca: '-----BEGIN CERTIFICATE-----'}", "https.ca", "PEM"),
+        (
+            "https: {ca: '-----BEGIN CERTIFICATE-----\n\nMAo=\n\n-----END CERTIFICATE-----'}",
+            "https.ca",
+            "PEM",
+        ),
         ("udp: {expect: x}", "udp.send", "is missing"),
         ("udp: {send: a, sendHex: 'b0'}", "udp.sendHex", "keep one"),
         ("udp: {sendHex: xyz}", "udp.sendHex", "hexadecimal"),
@@ -166,6 +189,9 @@ def test_what_may_be_asked_for(text, policy):
         ("{[a]: b}", "", "key that is no text"),
         ("a: !!python/name:os.system x", "", "neither YAML nor JSON"),
         ("tcp: {port: 2001-13-45}", "", "cannot be read"),
+        ("tcp: {port: !!bool zz}", "", "cannot be read"),
+        ("tcp: {port: !!int ''}", "", "cannot be read"),
+        ("tcp: {port: !!timestamp zz}", "", "cannot be read"),
         ("\ud800", "", "cannot be read"),
         ("[" * 4000, "", "nested too deeply"),
         ("-  " * 1300, "", "nested too deeply"),
@@ -225,3 +251,35 @@ def test_any_text_is_read(text):
     """Whatever stands there is a policy or named faults, never an exception."""
     policy, faults = read_text(text)
     assert not faults or policy == Policy()
+
+
+@pytest.mark.parametrize(
+    ("annotation", "protocols", "told"),
+    [
+        ("tcp", ["UDP"], "a tcp check cannot speak UDP"),
+        ("http: {}", ["UDP", "SCTP"], "a http check cannot speak SCTP or UDP"),
+        ("udp: {send: x}", ["TCP"], "a udp check cannot speak TCP"),
+        ("tcp", ["UDP", "TCP"], None),
+        ("tcp: {port: 8080}", ["UDP"], None),
+        ("exec: {command: [a]}", ["SCTP"], None),
+        ("passive: true", ["UDP"], None),
+        ("tcp", [], None),
+    ],
+)
+def test_a_check_that_can_speak_to_no_port(annotation, protocols, told):
+    """It is refused and left out, and one that can speak to a port is not."""
+    ports = [{"name": f"p{n}", "port": n, "protocol": p} for n, p in enumerate(protocols, 1)]
+    obj = manifest(annotation)
+    obj["spec"]["ports"] = ports
+    (service,), refusals = decode_objects([obj])
+    if told is None:
+        assert refusals == []
+        assert service.health == read_text(annotation)[0]
+        return
+    (refusal,) = refusals
+    assert refusal.field == "metadata.annotations.kproxy/health-check"
+    assert refusal.message.startswith(told)
+    assert not refusal.whole
+    assert service.health is not None
+    assert service.health.check is None
+    assert len(service.ports) == len(ports)

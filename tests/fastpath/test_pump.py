@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,9 @@ from kproxy.kernel import command, netns, tun
 pytestmark = pytest.mark.kernel
 
 NAME = "kp-test"
+#: Of asm-generic/socket.h.
+SO_RCVBUFFORCE = 33
+
 #: The service's address is led to the device; the pod's is the namespace's own.
 VIP, POD = "172.30.0.10", "10.1.1.1"
 
@@ -55,8 +59,8 @@ def engine() -> Engine:
 
 
 @contextmanager
-def pumped(queues: int = 1, *, spin: int = 0) -> Iterator[list[Pump]]:
-    """A device in a fresh namespace, with a thread for each queue."""
+def device(queues: int = 1) -> Iterator[list[int]]:
+    """One in a fresh namespace, where nobody reads its queues yet."""
     with netns.fresh():
         fds = tun.open_queues(NAME, queues)
         # Else it looks for routers.
@@ -72,20 +76,35 @@ def pumped(queues: int = 1, *, spin: int = 0) -> Iterator[list[Pump]]:
         for name in ("accept_local=1", "rp_filter=0"):
             command.run(["sysctl", "-qw", f"net.ipv4.conf.{NAME}.{name}"])
         command.run(["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0"])
-        whole = engine()
-        pumps = [Pump(whole, fd, spin=spin, keeps_time=fd == fds[0]) for fd in fds]
-        threads = [threading.Thread(target=pump.run) for pump in pumps]
-        for thread in threads:
-            thread.start()
         try:
-            yield pumps
+            yield fds
         finally:
-            for pump in pumps:
-                pump.stop()
-            for thread in threads:
-                thread.join()
             for fd in fds:
                 os.close(fd)
+
+
+@contextmanager
+def running(fds: list[int], *, spin: int = 0) -> Iterator[list[Pump]]:
+    """A thread for each queue."""
+    whole = engine()
+    pumps = [Pump(whole, fd, spin=spin, keeps_time=fd == fds[0]) for fd in fds]
+    threads = [threading.Thread(target=pump.run) for pump in pumps]
+    for thread in threads:
+        thread.start()
+    try:
+        yield pumps
+    finally:
+        for pump in pumps:
+            pump.stop()
+        for thread in threads:
+            thread.join()
+
+
+@contextmanager
+def pumped(queues: int = 1, *, spin: int = 0) -> Iterator[list[Pump]]:
+    """A device in a fresh namespace, with a thread for each queue."""
+    with device(queues) as fds, running(fds, spin=spin) as pumps:
+        yield pumps
 
 
 def test_a_datagram_arrives_translated() -> None:
@@ -114,6 +133,60 @@ def test_datagrams_of_any_size(size: int) -> None:
             data = os.urandom(size)
             client.sendto(data, (VIP, 80))
             assert pod.recv(65536) == data
+
+
+def test_all_that_waits_is_carried() -> None:
+    """Three hundred datagrams at once, some of many parts: whole, in their order, in batches."""
+    sent = [os.urandom(20_000 if n % 50 == 49 else n) for n in range(300)]
+    with (
+        device() as fds,
+        socket.socket(type=socket.SOCK_DGRAM) as pod,
+        socket.socket(type=socket.SOCK_DGRAM) as client,
+    ):
+        pod.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
+        pod.bind((POD, 8080))
+        pod.settimeout(5)
+        for data in sent:
+            client.sendto(data, (VIP, 80))
+        with running(fds) as (pump,):
+            assert [pod.recv(65536) for _ in sent] == sent
+    figures = pump.figures()
+    # 20,000 bytes are 14 parts.
+    assert figures["packets_in"] == figures["packets_out"] == 294 + 6 * 14
+    assert figures["batches"] <= 20
+
+
+def test_the_thread_has_its_own_descriptors() -> None:
+    """The queue and the bell: calls on what is shared with other threads are dearer."""
+    before = {entry.name for entry in Path("/proc/self/task").iterdir()}
+    with pumped(), socket.socket(type=socket.SOCK_DGRAM) as pod:
+        pod.bind((POD, 8080))
+        pod.settimeout(5)
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.sendto(b"hello", (VIP, 80))
+            pod.recv(100)  # it has begun
+        counts = [
+            len(os.listdir(entry / "fd"))
+            for entry in Path("/proc/self/task").iterdir()
+            if entry.name not in before
+        ]
+    # Python's thread, which waits for the other one, shares the table of all.
+    assert min(counts) == 2 < max(counts)
+
+
+def test_a_device_has_no_carrier_when_its_queues_are_closed() -> None:
+    """At once: the route to it is passed over from then on."""
+    with netns.fresh():
+        for _ in range(50):
+            (queue,) = tun.open_queues(NAME, 1)
+            command.run(["ip", "link", "set", NAME, "up"])
+            pump = Pump(engine(), queue)
+            thread = threading.Thread(target=pump.run)
+            thread.start()
+            pump.stop()
+            thread.join()
+            os.close(queue)
+            assert b"NO-CARRIER" in command.run(["ip", "link", "show", "dev", NAME]).stdout
 
 
 @pytest.mark.parametrize("spin", [0, 1_000_000_000])

@@ -13,7 +13,8 @@ import pytest
 
 from kproxy.core.health.values import Checked, Observation, Policy, target_of
 from kproxy.health import care as care_module
-from kproxy.health.care import MOST_LINES, Care
+from kproxy.health.care import MOST_LINES, STALLED, Care
+from kproxy.health.checks.rounds import Figures
 from kproxy.health.journal import Event, Kind
 from kproxy.health.keeper import Keeper
 from kproxy.health.memory import FILE, Memory
@@ -69,6 +70,15 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
         await test()
 
     asyncio.run(body())
+
+
+class LateChecks(NoChecks):
+    """Of a thread that is behind."""
+
+    late = 0.0
+
+    def figures(self) -> Any:
+        return Figures(late=self.late)
 
 
 def web(*addresses: str, policy: Policy = TCP) -> tuple[Any, ...]:
@@ -226,5 +236,33 @@ def test_one_that_never_began_ends() -> None:
         care = Care("n1", print, print)
         assert care.checks is None
         await care.end(handed_over=False)
+
+    run(test)
+
+
+@pytest.mark.parametrize("look", ["figures", "sync", "saving"])
+def test_checks_that_stand_still_are_told_of_once(
+    look: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever looks at them; and again when they do it again."""
+    checks = LateChecks()
+    monkeypatch.setattr(Care, "_checker", lambda self, told: checks)
+
+    async def test() -> None:
+        daemon = Daemon(tmp_path, *web(*FEW))
+        looks = {
+            "figures": lambda: daemon.care.checks,
+            "sync": daemon.sync,
+            "saving": daemon.care.save,
+        }
+        for late in (STALLED, STALLED + 1, STALLED + 2, 0.0, STALLED + 3):
+            checks.late = late
+            looks[look]()
+        assert lines(caplog, logging.WARNING) == [
+            ("checks have stalled", {"seconds": STALLED + 1}),
+            ("checks have stalled", {"seconds": STALLED + 3}),
+        ]
+        checks.late = 0.0
+        await daemon.care.end(handed_over=False)
 
     run(test)

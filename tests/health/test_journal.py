@@ -237,3 +237,11 @@ def test_a_line_of_another_version_is_counted(tmp_path: Path) -> None:
     tail = Tail(tmp_path)
     assert [each.kind for each in tail.read()] == [Kind.DOWN, Kind.UP]
     assert tail.unreadable == 1
+
+
+def test_a_directory_in_its_place_is_named(tmp_path: Path) -> None:
+    """An error without a path helps nobody."""
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(IsADirectoryError) as failed:
+        Tail(tmp_path).read()
+    assert failed.value.filename == str(tmp_path / FILE)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -292,6 +293,20 @@ def test_failed_connections_eject_for_a_while() -> None:
         await node.until_used(TWO[0])
         await node.until(lambda: ejected(node) == [(TWO[1], True), (TWO[1], False)])
         assert node.plans.used() == {f"{address}:8080" for address in TWO}
+
+    run(test)
+
+
+def test_a_clock_that_is_put_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told has the time of the clock as it is now; how long an ejection lasts does not
+    follow it."""
+
+    async def test(make: Callable[..., Node]) -> None:
+        node = make(make_service(health=Policy(passive=PASSIVE)), make_slice(*TWO), seen=[])
+        monkeypatch.setattr("kproxy.health.keeper.time", SimpleNamespace(time=lambda: 4e9))
+        node.found = refusals(TWO[1], 3)
+        await node.until(lambda: ejected(node) == [(TWO[1], True), (TWO[1], False)])
+        assert all(each.at >= 4e9 for each in node.told)
 
     run(test)
 

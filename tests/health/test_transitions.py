@@ -92,3 +92,11 @@ def test_the_share_is_told() -> None:
     """How many are up, and that all are used."""
     event = events(health(UP, UP), health(UP, DOWN, panic=True))[-1]
     assert (event.endpoint, event.reason) == ("", "1 of 2 endpoints up: all are used")
+
+
+@pytest.mark.parametrize(("at", "time"), [(7.0, 7.0), (0.0, 9.0), (4e9, 9.0)])
+def test_no_event_is_of_the_future(at: float, time: float) -> None:
+    """An opinion's moment may be that of a clock which has been put right since."""
+    after = PortHealth(Policy(), (Judged(Endpoint("10.0.0.0", 80), False, Cause.CHECK, "x", at),))
+    (event,) = events(health(UP), after)
+    assert event.time.timestamp() == time

@@ -10,11 +10,13 @@ import msgspec
 import pytest
 from watchfiles import watch
 
+from kproxy.core.health.values import Checked
 from kproxy.core.objects import Protocol
 from kproxy.errors import CheckFailed
 from kproxy.kernel import netns
-from kproxy.lab import changes, daemons, inflict, lifecycle, state, workloads
+from kproxy.lab import changes, conditions, daemons, inflict, lifecycle, state, workloads
 from kproxy.lab.faults import parse
+from kproxy.lab.kubelet import Kubelet, Watch
 from kproxy.lab.model import LabState, Pod
 from kproxy.lab.topology_file import parse as parse_topology
 from kproxy.lab.traffic import Probe, Reach, probe_all
@@ -173,3 +175,45 @@ def test_a_dead_kubelet_is_mended() -> None:
     up(said)
     assert said == ["the process that probes the pods had ended: starting it again"]
     until(lambda: serving() == {"web-0", "web-1"}, "the pod is back")
+
+
+def test_what_was_found_before_a_start_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the wall clock says: results count from when their checks have begun anew."""
+    pod_ = msgspec.structs.replace(pod("web-0"), name="told", node="node1")
+    assert pod_.probes.readiness is not None
+    its = Kubelet(LAB, lambda: None)
+    asked: list[Callable[[], None]] = []
+
+    class Checks:
+        def change(
+            self, added: object = (), removed: object = (), known: object = None,
+            begun: Callable[[], None] | None = None,
+        ) -> None:  # fmt: skip
+            if begun is not None:
+                asked.append(begun)
+
+    monkeypatch.setattr(its, "_checker", lambda node: Checks())
+    watch_ = Watch(LAB, pod_, "readinessProbe", pod_.probes.readiness)
+    its._pods["told"], its._watches["told"] = pod_, [watch_]
+
+    def told(up: bool) -> bool | None:
+        its.told("node1", [Checked(watch_.target, up, "found", 5.0)])
+        its.act()
+        found = conditions.read(state.lab_dir(LAB)).get("told")
+        return found.ready if found else None
+
+    its._start(watch_)
+    assert told(True) is None
+    asked.pop()()
+    assert told(True) is True
+    its._stop(watch_)
+    its._start(watch_)
+    stale = asked.pop()
+    its._stop(watch_)
+    its._start(watch_)
+    assert told(False) is True
+    stale()
+    assert told(False) is True
+    asked.pop()()
+    assert told(False) is False
+    os.close(its.bell)

@@ -40,6 +40,10 @@ MOST_WORKERS = 4
 #: a connection's next packet, which is usually there by then.
 SPIN = 20_000
 
+#: Of the threads that carry packets. Who sends and who receives on the same processors waits for
+#: them anyway: without precedence a stream loses an eighth of its speed to turns that come late.
+NICE = -10
+
 #: The engine's findings in the words of all modes, in the order of core.twin.retry.Finding.
 OUTCOMES = (Outcome.REFUSED, Outcome.TIMEOUT, Outcome.UNREACHABLE, Outcome.OK)
 
@@ -92,6 +96,7 @@ class Carrier:
             thread.start()
 
     def _work(self, pump: Pump) -> None:
+        take_precedence(threading.get_native_id())
         failed = pump.run()
         if not self._ending:
             _log.warning("a queue has ended", device=DEVICES[self.family], why=os.strerror(failed))
@@ -205,6 +210,14 @@ class Carrier:
     def numbers(self) -> Iterable[tuple[PortName, int]]:
         """Service ports in force, with the engine's numbers of them."""
         return tuple(self._numbers.items())
+
+
+def take_precedence(thread: int) -> None:
+    """For a thread, and for those that it makes from now on."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, thread, NICE)
+    except PermissionError:
+        _log.info("packets are carried without precedence", why="CAP_SYS_NICE is not there")
 
 
 def _engine_settings(settings: FastpathSettings, seed: bytes) -> EngineSettings:

@@ -1,4 +1,4 @@
-"""Which packets go to the engine, as nftables says it: one table, three sets, four chains. Pure.
+"""Which packets go to the engine, as nftables says it: one table, three sets, six chains. Pure.
 
 A packet is led to the device by a bit of its mark. Conntrack remembers why, in two bits of the
 connection's mark, so that neither established connections nor answers need a look-up of ours:
@@ -134,6 +134,9 @@ def skeleton(frame: Frame) -> str:
         f"add chain {table} pre {{ type filter hook prerouting priority mangle; }}",
         # Of type route: the way is looked up again after the mark.
         f"add chain {table} out {{ type route hook output priority mangle; }}",
+        # Just before others' translation.
+        f"add chain {table} kept {{ type nat hook prerouting priority -101; }}",
+        f"add chain {table} keptout {{ type nat hook output priority -101; }}",
         f"flush table {table}",
     ]
     for chain, rule in _rules(frame, word):
@@ -156,11 +159,33 @@ def _rules(frame: Frame, word: str) -> Iterator[tuple[str, str]]:
     yield "back", f"{fresh} ct mark set ct mark or {SERVED:#x}"
     yield "steer", f"ct direction reply ct mark and {SERVED:#x} != 0 {go}"
     yield "steer", f"ct direction original ct mark and {ASKED:#x} != 0 {go}"
+    # What another mode has translated, and conntrack goes on translating.
+    yield "steer", "ct status dnat accept"
     yield "steer", f"{word} daddr . meta l4proto . th dport @{SERVICES} {ask}"
     yield "steer", f"meta l4proto . th dport @{PORTS} {word} daddr @{HOSTS} {ask}"
     if frame.localhost:
         yield "steer", f"ip daddr 127.0.0.0/8 meta l4proto . th dport @{PORTS} {ask}"
     yield "out", "goto steer"
+    # To where it goes anyway: what is led to the engine is translated by nobody else, while rules
+    # of another mode stand beside these.
+    for chain in ("kept", "keptout"):
+        yield chain, f"meta mark and {STEER:#x} != 0 dnat to {word} daddr"
+
+
+def leaving(family: Family) -> str:
+    """A script by which nothing new is led to the engine, while established connections are.
+
+    And packets of TCP connections that conntrack does not know go nowhere: those are, for a moment,
+    the ones that are given to conntrack, and the next mode would take them for new ones. What is
+    dropped is sent again.
+    """
+    table = f"{WORD[family]} {TABLE}"
+    lost = "ct state new tcp flags & (syn | rst) == 0 drop"
+    lines = [f"flush set {table} {name}" for name in (SERVICES, PORTS, HOSTS)]
+    lines += [f"insert rule {table} {chain} {lost}" for chain in ("pre", "out")]
+    # What the engine still writes has a flow, or is late.
+    lines.append(f'insert rule {table} pre iifname "{DEVICES[family]}" ct state new drop')
+    return "".join(f"{line}\n" for line in lines)
 
 
 def changes(family: Family, added: Sets, gone: Sets) -> str:

@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
@@ -47,8 +48,8 @@ class Line:
         self._socket = connected
         connected.settimeout(patience)
 
-    def patience(self, seconds: float) -> None:
-        """From now on each step may take that long."""
+    def patience(self, seconds: float | None) -> None:
+        """From now on each step may take that long; None: as long as it takes."""
         self._socket.settimeout(seconds)
 
     @property
@@ -116,6 +117,11 @@ class Line:
                 raise HungUp(_HUNG_UP)
             data += part
         return bytes(data)
+
+    def hang_up(self) -> None:
+        """End the conversation, also for a thread of ours that waits for a word."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._socket.close()

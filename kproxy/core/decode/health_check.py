@@ -6,14 +6,17 @@ not refer to itself. The same few texts stand on very many Services; each is rea
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Collection
+from functools import lru_cache, partial
 from typing import Any
 
 import yaml
+from msgspec.structs import replace
 
 from kproxy.core.decode.policy import Fault, read_policy
 from kproxy.core.decode.report import Report, quoted
-from kproxy.core.health.values import Policy
+from kproxy.core.health.values import Policy, speaks
+from kproxy.core.objects import Protocol
 
 ANNOTATION = "kproxy/health-check"
 MAX_BYTES = 4096
@@ -21,12 +24,21 @@ MAX_BYTES = 4096
 MAX_DEPTH = 8
 
 
-def read_health_check(text: str | None, report: Report) -> Policy:
-    """What the annotation asks for; of a faulty one nothing, and every fault is reported."""
+def read_health_check(text: str | None, protocols: Collection[Protocol], report: Report) -> Policy:
+    """What the annotation asks for; of a faulty one nothing, and every fault is reported. So is a
+    check that can speak none of the ``protocols`` of the Service's ports, and it is left out."""
     policy, faults = read_text(text or "")
     for field, message in faults:
         place = f"metadata.annotations.{ANNOTATION}"
         report.member(f"{place}.{field}" if field else place, f"{message}; it is served unchecked")
+    if protocols and policy.check and not any(map(partial(speaks, policy.check.probe), protocols)):
+        report.member(
+            f"metadata.annotations.{ANNOTATION}",
+            f"a {type(policy.check.probe).__name__.lower()} check cannot speak "
+            f"{' or '.join(sorted(protocols))}, as the Service's ports do; use a check that can, "
+            "or give it a port of the pods with port; it is served unchecked",
+        )
+        return replace(policy, check=None)
     return policy
 
 
@@ -61,8 +73,11 @@ def _value(text: str) -> Any:
             return _plain(loader, node) if node is not None else None
         finally:
             loader.dispose()
-    except ValueError as wrong:
-        # A date that is none, half a character.
+    except (yaml.YAMLError, _Refused):
+        raise
+    except Exception as wrong:  # noqa: BLE001
+        # A date that is none, half a character, a tag beside a value of another kind (!!bool 5, an
+        # empty !!int): of these the library makes exceptions of five types at least.
         raise _Refused(f"holds a value that cannot be read: {_first_line(wrong)}") from None
 
 
@@ -96,4 +111,4 @@ def _plain(loader: yaml.CSafeLoader, node: yaml.Node) -> Any:
 
 def _first_line(fault: Exception) -> str:
     problem = getattr(fault, "problem", None) or str(fault)
-    return str(problem).splitlines()[0][:120]
+    return (str(problem).splitlines() or ["unreadable"])[0][:120]

@@ -88,9 +88,16 @@ def path(value: Any) -> str:
 
 
 def host(value: Any) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", line(value)):
+    """A name or an address, and a port where the header is to have one. Labels are such as TLS can
+    put into its greeting (RFC 1035, 2.3.4; with the underscore that some have)."""
+    name = re.sub(r":\d{1,5}$", "", line(value))
+    if not (len(name) <= 253 and re.fullmatch(_NAME, name)) and not re.fullmatch(_IPV6, value):
         raise Wrong(f"{quoted(value)} is no host name")
     return str(value)
+
+
+_NAME = r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?"
+_IPV6 = r"\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?|[0-9A-Fa-f]*:[0-9A-Fa-f:.]{1,45}"
 
 
 def headers(value: Any) -> tuple[tuple[str, str], ...]:
@@ -98,15 +105,19 @@ def headers(value: Any) -> tuple[tuple[str, str], ...]:
         raise Wrong(f"{quoted(value)} must be a map of names and values")
     pairs = []
     for name, content in value.items():
-        # RFC 9110, 5.6.2.
-        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", text(name)):
-            raise Wrong(f"{quoted(name)} is no name of a header")
-        if name.lower() in _OWN_HEADERS:
+        if text(name).lower() in _OWN_HEADERS:
             raise Wrong(f"{quoted(name)} is set by the check itself{_OWN_HEADERS[name.lower()]}")
-        if not line(content).isascii():
-            raise Wrong(f"{quoted(content)} must be ASCII")
-        pairs.append((name, content))
+        pairs.append(header(name, content))
     return tuple(pairs)
+
+
+def header(name: Any, content: Any) -> tuple[str, str]:
+    # RFC 9110, 5.6.2.
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", text(name)):
+        raise Wrong(f"{quoted(name)} is no name of a header")
+    if not line(content).isascii():
+        raise Wrong(f"{quoted(content)} must be ASCII")
+    return name, content
 
 
 #: Headers that belong to the connection, and what to use instead.
@@ -141,8 +152,15 @@ def _no_status(value: Any) -> Wrong:
 
 
 def certificates(value: Any) -> str:
-    if "-----BEGIN CERTIFICATE-----" not in text(value):
-        raise Wrong(f"{quoted(value)} must be certificates in PEM form")
+    # Loaded by those alone who have certificates.
+    import ssl
+
+    try:
+        if "-----BEGIN CERTIFICATE-----" not in text(value):
+            raise ValueError
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=value)
+    except (ssl.SSLError, ValueError):
+        raise Wrong(f"{quoted(value)} must be certificates in PEM form") from None
     return str(value)
 
 

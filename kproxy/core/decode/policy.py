@@ -76,13 +76,16 @@ _NEEDED: Mapping[str, tuple[tuple[str, ...], ...]] = {
 #: Probes that may stand alone as a word.
 _WORDS = tuple(name for name in _PROBES if name not in _NEEDED)
 
+#: Seconds between two tries, at the least.
+_SHORTEST = 0.05
+
 _PACE: Fields = {
     "interval": ("interval", leaf.seconds(0.1, 3600)),
     "timeout": ("timeout", leaf.seconds(0.01, 300)),
     "rise": ("rise", leaf.whole_number(1, 100)),
     "fall": ("fall", leaf.whole_number(1, 100)),
     "jitter": ("jitter", leaf.share(50)),
-    "fastInterval": ("fast_interval", leaf.seconds(0.05, 3600)),
+    "fastInterval": ("fast_interval", leaf.seconds(_SHORTEST, 3600)),
     "initial": ("initial", leaf.up_or_down),
 }
 _PASSIVE: Fields = {
@@ -159,7 +162,7 @@ class _Reader:
     def _pace(self, value: Mapping[Any, Any]) -> Pace:
         given = self._fields(_PACE, value, "")
         interval = given.get("interval", Pace().interval)
-        if given.setdefault("fast_interval", interval / _FAST) > interval:
+        if given.setdefault("fast_interval", max(_SHORTEST, interval / _FAST)) > interval:
             self._add("fastInterval", "must not exceed interval")
         return Pace(**given)
 

@@ -74,12 +74,13 @@ def read_service(obj: wire.Service, key: ObjectKey, report: Report) -> Service |
     # Also when the whole field was of a wrong type and the repair took it out: what restricts
     # sources must never turn into no restriction.
     ranges_broken = balanced and report.has_fault(_RANGES)
+    ports = _ports(spec, kind, report)
     service = Service(
         namespace=key.namespace,
         name=key.name,
         type=kind,
         cluster_ips=() if ignored else _cluster_ips(spec, report),
-        ports=_ports(spec, kind, report),
+        ports=ports,
         external_ips=externals,
         load_balancer_ips=_ingress(obj.status, report) if balanced else (),
         source_ranges=ranges,
@@ -93,7 +94,7 @@ def read_service(obj: wire.Service, key: ObjectKey, report: Report) -> Service |
         ignored=ignored,
         annotations=_own_annotations(meta, report),
         source_ranges_broken=ranges_broken,
-        health=_health(meta, report),
+        health=_health(meta, () if ignored else ports, report),
     )
     return None if report.whole else service
 
@@ -280,10 +281,11 @@ def _topology_mode(meta: wire.Meta) -> str:
 _VALUES = {SCHEDULER_ANNOTATION: SCHEDULERS}
 
 
-def _health(meta: wire.Meta, report: Report) -> Policy | None:
+def _health(meta: wire.Meta, ports: tuple[ServicePort, ...], report: Report) -> Policy | None:
     if not meta.annotations or HEALTH_CHECK not in meta.annotations:
         return None
-    return read_health_check(meta.annotations[HEALTH_CHECK], report)
+    protocols = frozenset(port.protocol for port in ports)
+    return read_health_check(meta.annotations[HEALTH_CHECK], protocols, report)
 
 
 def _own_annotations(meta: wire.Meta, report: Report) -> tuple[tuple[str, str], ...]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import resource
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Self
 
 from kproxy.core.health.values import Target
@@ -52,11 +53,14 @@ class Checker:
         added: Iterable[Target] = (),
         removed: Iterable[Target] = (),
         known: Mapping[Target, bool] | None = None,
+        begun: Callable[[], None] | None = None,
     ) -> None:
         """Check ``added`` from now on, ``removed`` no more; a target in both is begun afresh.
 
         ``known`` is the state (up) in which targets begin that somebody knew before, instead of
-        their pace's ``initial``. From any thread; nothing after :meth:`close`.
+        their pace's ``initial``. ``begun`` is called in the checker's thread between what is told
+        of before the change and what is told of after. From any thread; nothing after
+        :meth:`close`.
         """
         coming, going = tuple(added), tuple(removed)
         if not coming and not going:
@@ -66,6 +70,8 @@ class Checker:
                 self._loop.call_soon_threadsafe(
                     self._rounds.change, coming, going, dict(known or {})
                 )
+                if begun is not None:
+                    self._loop.call_soon_threadsafe(begun)
 
     def figures(self) -> Figures:
         """From any thread."""
@@ -77,7 +83,8 @@ class Checker:
             if self._closed:
                 return
             self._closed = True
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            with suppress(RuntimeError):  # the thread has ended by itself, and its loop
+                self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
     def __enter__(self) -> Self:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kproxy.core.health.values import Target
+from kproxy.health.checks.faults import broken_off
 from kproxy.health.checks.outcome import Outcome, no_answer
 from kproxy.health.checks.run import Run
 
@@ -49,7 +50,7 @@ class Descriptors:
         loop.add_reader(self._epoll.fileno(), self.gather)
 
     def start(self, run: Run, prober: DescriptorProber) -> None:
-        made = prober.open(run.target)
+        made = opened(prober, run.target)
         if isinstance(made, Outcome):
             self._ended(run, made)
             return
@@ -87,6 +88,18 @@ class Descriptors:
         self._epoll.close()
 
     def _close(self, run: Run) -> None:
-        # Closing takes it out of the epoll as well.
+        # Not left to the closing: a program that another thread starts has a copy of the descriptor
+        # between its fork and its exec, and the entry lives as long as that. What it then tells
+        # would be taken for the next socket of this number.
+        self._epoll.unregister(run.descriptor)
         self._open.pop(run.descriptor)[2].close()
         run.descriptor = -1
+
+
+def opened(prober: DescriptorProber, target: Target) -> socket.socket | Outcome:
+    """A try that was started, or what kept it from that: an exception would end the rounds of all
+    the others."""
+    try:
+        return prober.open(target)
+    except Exception as error:  # noqa: BLE001
+        return broken_off(error, target)

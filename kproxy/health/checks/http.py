@@ -7,11 +7,13 @@ is cut off by a reset.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from functools import lru_cache
 from typing import Any
 
 import aiohttp
+from aiohttp.connector import Connection
 from yarl import URL
 
 from kproxy.core.health.values import Http, Target
@@ -22,10 +24,68 @@ from kproxy.health.checks.text import plain, quoted
 
 #: Bytes of a body that are read; what is looked for must be in them.
 MOST_BODY = 64 * 1024
+#: Bytes before the final status: interim answers (1xx) may come without end, and a check that reads
+#: them keeps the others waiting.
+MOST_HEAD = 64 * 1024
 #: Bytes of one header, and of the status line; so many headers at most (the library's own limit).
 _MOST_LINE = 8190
 
 _HEADERS = {"User-Agent": "kproxy-health-check", "Accept": "*/*", "Accept-Encoding": "identity"}
+
+
+class _EndlessHeadError(Exception):
+    """There were more bytes than :data:`MOST_HEAD` before a final status."""
+
+
+class _Guard(asyncio.Protocol):
+    """Stands before a connection's protocol, and ends the connection when too much has come."""
+
+    def __init__(self, transport: asyncio.Transport, its: asyncio.Protocol) -> None:
+        self._transport = transport
+        self._its = its
+        self._came = 0
+        #: A final status is there: it stays, as no transport that has ended takes a protocol.
+        self.lifted = self.spent = False
+        transport.set_protocol(self)
+
+    def data_received(self, data: bytes) -> None:
+        # What has come at once may hold the final status, wherever the limit lies in it.
+        if self.lifted or self._came < MOST_HEAD:
+            self._came += len(data)
+            self._its.data_received(data)
+        else:
+            self.spent = True
+            self._transport.abort()
+
+    def eof_received(self) -> bool | None:
+        return self._its.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._its.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._its.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._its.resume_writing()
+
+
+class _Answer(aiohttp.ClientResponse):
+    """One whose beginning is bounded as well."""
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        transport, protocol = connection.transport, connection.protocol
+        if transport is None or transport.is_closing() or protocol is None:
+            return await super().start(connection)
+        guard = _Guard(transport, protocol)
+        try:
+            return await super().start(connection)
+        except aiohttp.ClientError:
+            if guard.spent:
+                raise _EndlessHeadError from None
+            raise
+        finally:
+            guard.lifted = True
 
 
 class HttpProber:
@@ -50,7 +110,7 @@ class HttpProber:
                 headers=_headers(its.host, its.headers),
                 allow_redirects=False,
                 ssl=tls,
-                server_hostname=(its.host or None) if its.scheme == "https" else None,
+                server_hostname=_name_of(its.host) if its.scheme == "https" else None,
                 trace_request_ctx=progress,
             ) as answer:
                 progress.lacks = "no whole answer"
@@ -59,6 +119,8 @@ class HttpProber:
             return bad(_certificate(error.certificate_error))
         except aiohttp.ClientSSLError as error:
             return bad(_handshake(error.os_error))
+        except _EndlessHeadError:
+            return bad(f"no final status in {MOST_HEAD // 1024} kB")
         except aiohttp.ServerDisconnectedError:
             return bad("closed without an answer")
         except aiohttp.ClientPayloadError:
@@ -89,6 +151,7 @@ class HttpProber:
                 max_field_size=_MOST_LINE,
                 headers=_HEADERS,
                 trace_configs=[tracing],
+                response_class=_Answer,
             )
         return self._session
 
@@ -140,6 +203,14 @@ def _url(scheme: str, ip: str, port: int, path: str) -> URL:
 @lru_cache(maxsize=1024)
 def _headers(host: str, others: tuple[tuple[str, str], ...]) -> dict[str, str]:
     return {**({"Host": host} if host else {}), **dict(others)}
+
+
+def _name_of(host: str) -> str | None:
+    """What the certificate must be for: a header Host may have a port, and brackets."""
+    if host.count(":") > 1 and not host.startswith("["):
+        return host
+    name, bracket, _ = host.removeprefix("[").partition("]")
+    return (name if bracket else host.partition(":")[0]) or None
 
 
 @lru_cache(maxsize=64)

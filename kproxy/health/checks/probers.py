@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from kproxy.core.health.values import Exec, Grpc, Http, Probe, Target, Tcp, Udp
 from kproxy.core.objects import Value
-from kproxy.health.checks.descriptors import DescriptorProber
+from kproxy.health.checks.descriptors import DescriptorProber, opened
 from kproxy.health.checks.outcome import Outcome, no_answer
 from kproxy.health.checks.tasks import Progress, TaskProber, guarded
 from kproxy.health.checks.tcp import TcpProber
@@ -78,7 +78,7 @@ async def probe(target: Target, timeout: float | None = None) -> Outcome:
 
 
 async def _by_descriptor(prober: DescriptorProber, target: Target, limit: float) -> Outcome:
-    made = prober.open(target)
+    made = opened(prober, target)
     if isinstance(made, Outcome):
         return made
     loop = asyncio.get_running_loop()

@@ -50,10 +50,13 @@ _AGAIN = 1.0
 #: Seconds between two log lines about the same fault of this node.
 _QUIET = 60.0
 
+#: Different faults that are counted each: they may quote what stands in annotations.
+_MOST_TROUBLES = 100
+
 
 class Figures(Value, frozen=True):
-    """``late``: seconds that the thread was behind when it last woke. ``troubles``: this node's own
-    faults, each with how many tries it cost."""
+    """``late``: seconds that the thread is behind: those when it last woke, or since it should have
+    woken. ``troubles``: this node's own faults, each with how many tries it cost."""
 
     kinds: tuple[KindFigures, ...] = ()
     late: float = 0.0
@@ -94,6 +97,8 @@ class Rounds:
         known: Mapping[Target, bool] | None = None,
     ) -> None:
         """Check ``added`` from now on, ``removed`` no more. ``known``: states from before."""
+        # What was found out before is told before.
+        self._flush()
         for target in removed:
             run = self._runs.pop(target, None)
             if run is not None:
@@ -113,9 +118,15 @@ class Rounds:
         """From any thread."""
         return Figures(
             tuple(group.figures() for group in list(self._groups.values())),
-            self._late,
+            self._lateness(),
             tuple(dict(self._troubles).items()),
         )
+
+    def _lateness(self) -> float:
+        """Asked for, and not noted when the thread wakes: it may never wake again. The timer tells
+        what the wheel would, which must not be looked through from another thread."""
+        timer = self._timer
+        return 0.0 if timer is None else max(self._late, self._loop.time() - timer.when())
 
     async def close(self) -> None:
         """End all that is under way; nobody is told of it."""
@@ -151,6 +162,14 @@ class Rounds:
             self._set_timer()
 
     def _tick(self) -> None:
+        try:
+            self._turn()
+        finally:
+            # A fault of ours costs what was due, and not all checks for ever.
+            self._timer = None
+            self._set_timer()
+
+    def _turn(self) -> None:
         now = self._loop.time()
         self._late = max(0.0, now - (self._wheel.next() or now))
         self._descriptors.gather()
@@ -167,8 +186,6 @@ class Rounds:
                 else:
                     self._tasks.expire(run)
         self._drain()
-        self._timer = None
-        self._set_timer()
 
     # --- tries -------------------------------------------------------------------------------
 
@@ -306,6 +323,8 @@ class Rounds:
             _log.fault("nobody could be told of results", error, results=len(news))
 
     def _troubled(self, run: Run, reason: str, now: float) -> None:
+        if reason not in self._troubles and len(self._troubles) >= _MOST_TROUBLES:
+            reason = "other faults of this node"
         self._troubles[reason] = self._troubles.get(reason, 0) + 1
         last = self._logged.get(reason)
         if last is None or now - last >= _QUIET:

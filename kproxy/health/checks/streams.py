@@ -16,6 +16,10 @@ class AtOnceError(OSError):
     at_once = True
 
 
+#: Bytes taken at a time. The library would take 256 kB, which is work for all others to wait for.
+_PIECE = 64 * 1024
+
+
 class Stream(socket.socket):
     """Closing it sends a reset. ``connect`` tells this node's errors from the network's: an
     asynchronous one is read from the socket later, and has no call of its own."""
@@ -27,6 +31,9 @@ class Stream(socket.socket):
             raise
         except OSError as error:
             raise AtOnceError(error.errno, error.strerror) from error
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        return super().recv(min(size, _PIECE), flags)
 
 
 def make(family: int) -> Stream:

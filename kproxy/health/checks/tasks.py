@@ -6,13 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from kproxy import logs
 from kproxy.core.health.values import Target
-from kproxy.health.checks.outcome import Outcome, bad, no_answer, of_errno, own
+from kproxy.health.checks.faults import broken_off
+from kproxy.health.checks.outcome import Outcome, bad, no_answer, of_errno
 from kproxy.health.checks.run import Run
-from kproxy.health.checks.text import plain
-
-_log = logs.get("checks")
 
 
 class Progress:
@@ -91,13 +88,4 @@ async def guarded(prober: TaskProber, target: Target, progress: Progress) -> Out
     except OSError as error:
         return of_errno(error.errno, at_once=getattr(error, "at_once", False))
     except Exception as error:  # noqa: BLE001
-        what = f"{type(error).__name__}: {error}"
-        if what not in _faults:
-            # Once: it comes again with every try.
-            _faults.add(what)
-            _log.fault("a check broke off", error, target=target)
-        return own(f"the check broke off: {plain(what)[:120]}")
-
-
-#: What has broken checks off so far.
-_faults: set[str] = set()
+        return broken_off(error, target)

@@ -16,9 +16,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from kproxy.core.health.values import Check, Checked, Exec, Http, Pace, Probe, Target, Tcp
+from kproxy.core.health.values import Check, Checked, Exec, Http, Pace, Probe, Target, Tcp, Udp
 from kproxy.health.checks import Checker, KindFigures
+from kproxy.health.checks.outcome import Outcome
 from kproxy.health.checks.rounds import Rounds
+from kproxy.health.checks.tcp import TcpProber
 from kproxy.kernel import netns
 from tests.health.checks.places import NOWHERE, SILENT, TIMEOUT, run, scratch, serving
 
@@ -261,6 +263,42 @@ def test_what_this_node_cannot_try_is_not_told(of: Probe, ip: str, reason: str) 
     assert ear.all == []
 
 
+def test_one_that_cannot_be_tried_at_all_stops_no_other() -> None:
+    """A target that no call of the kernel's takes is this node's fault; the rounds go on."""
+    ear = Ear()
+    with listening() as port, Checker(ear) as checker:
+        its = target(Tcp(), port)
+        checker.change([target(Tcp(), 80, "127.0.0.1\0"), target(Udp(), 80, "127.0.0.1\0")])
+        until(lambda: kind(checker, "tcp").own > 0)
+        checker.change([its])
+        ear.until(lambda: ear.of(its) == [(True, "connected")])
+        until(lambda: kind(checker, "tcp").own > 1 and kind(checker, "udp").own > 1)
+
+
+def test_sockets_that_a_child_holds_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between fork and exec a program has copies of them: what is closed here lives on there, and
+    tells nothing of the tries that have its number next."""
+    ear, copies = Ear(), list[int]()
+    opened = TcpProber.open
+
+    def copied(prober: TcpProber, its: Target) -> socket.socket | Outcome:
+        made = opened(prober, its)
+        if isinstance(made, socket.socket):
+            copies.append(os.dup(made.fileno()))
+        return made
+
+    monkeypatch.setattr(TcpProber, "open", copied)
+    with Checker(ear) as checker:
+        with listening() as port:
+            its = target(Tcp(), port)
+            checker.change([its])
+            until(lambda: kind(checker, "tcp").good > 20)
+        ear.until(lambda: len(ear.of(its)) == 2)
+    for copy in copies:
+        os.close(copy)
+    assert ear.of(its) == [(True, "connected"), (False, "connection refused")]
+
+
 def test_time_that_the_thread_was_held_up_is_not_the_endpoints() -> None:
     """An answer that comes while the loop stands still, long past the time-out, is a good one."""
     ear = Ear()
@@ -334,3 +372,72 @@ def test_closing_ends_everything() -> None:
     checker.close()
     checker.change([target(Tcp(), 80)])
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_thread_that_stands_still_is_late() -> None:
+    """For who asks meanwhile, and no more when it goes on."""
+    holding, go = threading.Event(), threading.Event()
+
+    def told(news: list[Checked]) -> None:
+        holding.set()
+        assert go.wait(TIMEOUT)
+
+    with listening() as port, Checker(told) as checker:
+        assert checker.figures().late == 0
+        checker.change([target(Tcp(), port)])
+        assert holding.wait(TIMEOUT)
+        until(lambda: checker.figures().late > 0.3)
+        go.set()
+        until(lambda: checker.figures().late < 0.3)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_has_ended_is_late() -> None:
+    """More and more, and it can be closed."""
+
+    def told(news: list[Checked]) -> None:
+        raise SystemExit
+
+    with listening() as port, Checker(told) as checker:
+        checker.change([target(Tcp(), port)])
+        checker._thread.join(TIMEOUT)
+        assert not checker._thread.is_alive()
+        until(lambda: checker.figures().late > 0.3)
+
+
+def test_what_was_found_before_a_change_is_told_before_it() -> None:
+    """Whoever begins a target afresh knows from where on results are of the new start."""
+    said: list[object] = []
+    once, twice = threading.Event(), threading.Event()
+
+    def told(news: list[Checked]) -> None:
+        said.extend((each.up, each.reason) for each in news)
+        (twice if once.is_set() else once).set()
+
+    its = target(Tcp(), 9)
+    with Checker(told) as checker:
+        checker.change([its], begun=lambda: said.append("first"))
+        assert once.wait(TIMEOUT)
+        checker.change([its], [its], begun=lambda: said.append("second"))
+        assert twice.wait(TIMEOUT)
+    down = (False, "connection refused")
+    assert said == ["first", down, "second", down]
+
+
+def test_news_that_wait_are_told_before_the_change() -> None:
+    """A result of the same turn of the loop as the change is one of before."""
+    said: list[str] = []
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        rounds = Rounds(loop, lambda news: said.append("told"), most=1, programs=False)
+        its = target(Tcp(), 9)
+        rounds.change([its])
+        (run_of,) = rounds._runs.values()
+        rounds._tell(run_of)
+        rounds.change([its], [its])
+        said.append("changed")
+        await rounds.close()
+
+    run(work())
+    assert said == ["told", "changed"]

@@ -310,17 +310,51 @@ def test_a_self_signed_certificate(certificates: Path) -> None:
 
 
 def test_the_name_goes_into_the_greeting(certificates: Path) -> None:
-    """The Host header is the name that TLS asks for, too; an address is not sent."""
+    """The Host header is the name that TLS asks for, too, without its port; an address is not
+    sent."""
     names: list[str | None] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates / "good.pem")
     context.sni_callback = lambda its, name, old: names.append(name)
-    for host in ("shop.example", ""):
+    for host in ("shop.example", "shop.example:8443", "", "[::1]:80"):
         judged(Http(scheme="https", host=host, verify=False), answering(OK), tls=context)
-    assert names == ["shop.example", None]
+    assert names == ["shop.example", "shop.example", None, None]
 
 
 def test_a_ca_that_is_none() -> None:
     """The check is wrong, not the endpoint."""
     of = Http(scheme="https", ca="no certificate")
     assert judged(of, mute) == own("the check's ca holds no certificate in PEM")
+
+
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def test_interim_answers_before_the_final_one() -> None:
+    """They are read over."""
+    assert judged(Http(body="ok"), answering(INTERIM * 2000 + OK)) == GOOD
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_endless_interim_answers_are_cut_off(certificates: Path, secure: bool) -> None:
+    """At a number of bytes, not at the time-out: reading them keeps other checks waiting."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "good.pem")
+    ended = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        try:
+            while True:
+                writer.write(INTERIM * 1000)
+                await writer.drain()
+        finally:
+            ended.set()
+
+    async def work() -> None:
+        async with serving(talk, tls=context if secure else None) as port:
+            of = Http(scheme="https", verify=False) if secure else Http()
+            assert await probe(target(of, port)) == bad("no final status in 64 kB")
+            await ended.wait()
+
+    run(work())

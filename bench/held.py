@@ -1,0 +1,84 @@
+"""Connections that are held open and asked again and again, each by a thread of its own: which of
+them live on, and how long the longest silence was."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Self
+
+from bench.load import Place
+from kproxy.core.objects import Value
+from kproxy.kernel import netns
+
+#: Seconds between two questions on one connection.
+INTERVAL = 0.02
+
+#: Seconds without an answer after which a connection counts as dead: TCP has sent again five times
+#: by then.
+_PATIENCE = 6.0
+
+
+class Outcome(Value, frozen=True):
+    """Of ``connections`` so many ``survived``; the longest ``silence`` (seconds) of those."""
+
+    connections: int
+    survived: int
+    silence: float
+
+
+class Held:
+    """``ask(socket)`` sends one question and reads its answer; OSError when there is none."""
+
+    def __init__(
+        self, namespace: str, target: Place, count: int, ask: Callable[[socket.socket], object]
+    ) -> None:
+        self._ask = ask
+        self._ending = threading.Event()
+        self._silence = [0.0] * count
+        self._alive = [True] * count
+        self._sockets: list[socket.socket] = []
+        descriptor = netns.open_fd(namespace)
+        try:
+            with netns.entered(descriptor):
+                for _ in range(count):
+                    self._sockets.append(socket.create_connection(target, timeout=_PATIENCE))
+        finally:
+            os.close(descriptor)
+        for each in self._sockets:
+            ask(each)
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,)) for number in range(count)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.end()
+
+    def _run(self, number: int) -> None:
+        while not self._ending.is_set():
+            begun = time.monotonic()
+            try:
+                self._ask(self._sockets[number])
+            except OSError:
+                self._alive[number] = False
+                return
+            self._silence[number] = max(self._silence[number], time.monotonic() - begun)
+            self._ending.wait(INTERVAL)
+
+    def end(self) -> Outcome:
+        """Each is asked to the end of its last question."""
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+        for each in self._sockets:
+            each.close()
+        silences = [s for s, alive in zip(self._silence, self._alive, strict=True) if alive]
+        return Outcome(len(self._alive), sum(self._alive), max(silences, default=0.0))

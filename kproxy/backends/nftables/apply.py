@@ -1,0 +1,147 @@
+"""nftables mode: the backend that keeps a table in step with a plan.
+
+A change is one transaction: chains, elements and the end of chains that nothing leads to any more.
+Only a table that is not there, or not as this mode makes it, is made in a transaction of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from kproxy.backends.base import Applied
+from kproxy.backends.nftables import host, wire
+from kproxy.backends.nftables.door import NftDoor, Refused
+from kproxy.backends.nftables.elements import KINDS, Record, text, unpack
+from kproxy.backends.nftables.held import Held, Patch, diff, settled
+from kproxy.backends.nftables.render import Desired, render
+from kproxy.backends.nftables.rules import base, chain_text, skeleton
+from kproxy.core.objects import Family, PortName
+from kproxy.core.snapshot import Snapshot
+from kproxy.errors import ContentError
+
+#: These are no verdict on what a transaction says.
+_MACHINES = frozenset({errno.EPERM, errno.ENOMEM, errno.ENOBUFS, errno.EINTR})
+
+
+class NftablesBackend:
+    """One family, in the network namespace of the calling thread. ``choice``: how endpoints are
+    picked where a Service says nothing of it."""
+
+    mode = "nftables"
+
+    def __init__(
+        self, family: Family, *, choice: str = "random", door: NftDoor | None = None
+    ) -> None:
+        self.family = family
+        self.door = NftDoor(family) if door is None else door
+        self._choice = choice
+        #: What reading may find: the chains that were last wanted.
+        self._wanted: Desired | None = None
+        self._notices: dict[PortName, str] = {}
+
+    def probe(self) -> None:
+        host.probe(self.family)
+
+    def render(self, snapshot: Snapshot, previous: Desired | None) -> Desired:
+        self._wanted = render(snapshot, previous, self._choice)
+        return self._wanted
+
+    def read(self) -> Held:
+        wanted = self._wanted
+        if wanted is None:
+            return Held(table=False)
+        return self.door.read(wanted.frame, wanted.chains)
+
+    def settled(self, desired: Desired) -> Held:
+        return settled(desired)
+
+    def diff(self, desired: Desired, actual: Held) -> Patch | None:
+        return diff(desired, actual)
+
+    def touched(self, patch: Patch) -> Iterator[PortName]:
+        return patch.names()
+
+    def apply(self, patch: Patch) -> Applied:
+        transactions = self._rebuild(patch) if patch.rebuild else 0
+        transactions += self._change(patch)
+        self._note(patch)
+        rules = sum(len(chain.rules) for chain in patch.chains)
+        elements = sum(
+            len(records) for sets in (patch.added, patch.gone) for records in sets.values()
+        )
+        written = {"rules": rules, "elements": elements}
+        return Applied(
+            full=patch.full,
+            written=rules + elements + len(patch.spare),
+            tables=tuple((name, count) for name, count in written.items() if count),
+            transactions=transactions,
+        )
+
+    def _rebuild(self, patch: Patch) -> int:
+        """Table, maps and chains without elements; the transactions that it took."""
+        desired = patch.desired
+        frame, fixed = desired.frame, {chain.name for chain in base(desired.frame)}
+        more = [chain for name, chain in desired.chains.items() if name not in fixed]
+        # The library cannot judge rules beside maps that are there already.
+        taken = self.door.delete()
+        self.door.run(skeleton(frame) + "".join(chain_text(chain, frame) for chain in more))
+        return 1 + taken
+
+    def _change(self, patch: Patch) -> int:
+        chains: dict[str, tuple[bytes, ...]] = {}
+        if patch.chains and not patch.rebuild:
+            wanted = {chain.name: chain for chain in patch.chains}
+            forms = self.door.learned(patch.desired.frame, wanted)
+            chains = {name: forms.chains[name][2] for name in wanted}
+        change = wire.Change(patch.gone, patch.added, chains, patch.spare)
+        if not change:
+            return 0
+        try:
+            self.door.change(change)
+        except Refused as refused:
+            if refused.code in _MACHINES:
+                raise
+            raise _content(patch, refused, self.family) from refused
+        return 1
+
+    def _note(self, patch: Patch) -> None:
+        """Annotations that make no sense."""
+        blocks = patch.desired.blocks
+        if patch.before is None:
+            self._notices = {name: one.notice for name, one in blocks.items() if one.notice}
+            return
+        snapshot = patch.desired.snapshot
+        for name in snapshot.changed | snapshot.removed:
+            self._notices.pop(name, None)
+            block = blocks.get(name)
+            if block is not None and block.notice:
+                self._notices[name] = block.notice
+
+    def left_out(self) -> Iterator[tuple[PortName, str]]:
+        """Service ports whose annotation makes no sense: they are served without."""
+        yield from sorted(self._notices.items())
+
+    def close(self) -> None:
+        self.door.close()
+
+    def cleanup(self) -> None:
+        self.door.delete()
+        self.door.close()
+
+
+def _content(patch: Patch, refused: Refused, family: Family) -> ContentError:
+    """Names the service ports that the kernel's word is about."""
+    if refused.record is None:
+        return ContentError(refused.what)
+    said = text(unpack(KINDS[refused.set_name], refused.record, family))
+    owners = [
+        name
+        for name, block in patch.desired.blocks.items()
+        if _has(block.own.get(refused.set_name, ()), refused.record)
+    ]
+    return ContentError(f"{refused.what}: {said}", suspects=owners)
+
+
+def _has(records: tuple[Record, ...], record: Record) -> bool:
+    return record in records

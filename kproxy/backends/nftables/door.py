@@ -1,0 +1,284 @@
+"""The door to nf_tables: rules by libnftables, elements by netlink messages of our own.
+
+In the network namespace of the thread that first uses it. How the kernel gives back a rule depends
+on the library that made it: what ours look like is learned once from a table in a scratch
+namespace.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from typing import TypeVar
+
+from kproxy.backends.nftables import wire
+from kproxy.backends.nftables.elements import KINDS, Record
+from kproxy.backends.nftables.held import Held
+from kproxy.backends.nftables.library import Nft
+from kproxy.backends.nftables.rules import (
+    TABLE,
+    WORD,
+    Chain,
+    Frame,
+    base,
+    chain_text,
+    leads,
+    skeleton,
+)
+from kproxy.core.objects import Family, Value
+from kproxy.errors import ApplyError, NetlinkError
+from kproxy.kernel import netns
+
+_NETLINK_NETFILTER = 12
+_SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_BUFFER = 1 << 20
+_TRIES = 5
+#: No such table, or a kernel that has no tables of the family, or none at all.
+_NOT_THERE = frozenset({errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL})
+#: linux/netfilter/nf_tables.h, attributes of chains, rules and sets.
+_NAME, _HOOK, _TYPE = 3, 4, 7
+_RULE_CHAIN, _EXPRESSIONS = 2, 4
+_SET_NAME, _SET_ESSENCE = 2, (3, 4, 5, 6, 7)
+_OF_TABLE = 1
+
+#: How the kernel gives a chain back: its type and hook, and the expressions of its rules.
+Form = tuple[bytes, bytes, tuple[bytes, ...]]
+#: … and a set: its flags, types and lengths.
+SetForm = tuple[bytes, ...]
+
+Made = TypeVar("Made")
+
+
+class Refused(ApplyError):
+    """A transaction of elements was refused; ``record`` of ``set_name`` is to blame, None where
+    the kernel does not say."""
+
+    def __init__(self, what: str, code: int, set_name: str = "", record: Record | None = None):
+        self.code, self.set_name, self.record = code, set_name, record
+        super().__init__(what)
+
+
+class Forms(Value, frozen=True):
+    """What stands in a table, as the kernel gives it back."""
+
+    chains: dict[str, Form]
+    sets: Mapping[str, SetForm]
+
+
+class NftDoor:
+    """One family's table."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self._socket: socket.socket | None = None
+        self._nft: Nft | None = None
+        self._learned: dict[Frame, Forms] = {}
+
+    # --- writing ---
+
+    def run(self, script: str) -> None:
+        """Rules: one transaction."""
+        if self._nft is None:
+            self._nft = Nft()
+        self._nft.run(script)
+
+    def change(self, change: wire.Change) -> None:
+        """One transaction. Refused when it is not taken; nothing has changed then."""
+        batch = wire.batch(self.family, TABLE, change)
+        self._send(batch.data)
+        self._await(batch)
+
+    def _await(self, batch: wire.Batch) -> None:
+        last, refused = len(batch.messages), None
+        for answer in self._answers():
+            if answer.error is None:
+                continue
+            if answer.error and refused is None:
+                refused = _refused(batch, answer)
+            # Number 0 is of the transaction as a whole.
+            if answer.number in (0, last):
+                break
+        if refused is not None:
+            raise refused
+
+    # --- reading ---
+
+    def read(self, frame: Frame, wanted: Mapping[str, Chain]) -> Held:
+        """``wanted`` are the chains that something may be found to be; see
+        :class:`kproxy.backends.nftables.held.Held`."""
+        there = self._settled(self.forms)
+        if not there.sets and not there.chains:
+            return Held(table=False)
+        known = self.learned(frame, wanted)
+        whole = all(there.sets.get(name) == form for name, form in known.sets.items())
+        chains = {
+            name: wanted[name] if name in wanted and known.chains[name] == form else None
+            for name, form in there.chains.items()
+        }
+        for name, chain in wanted.items():
+            # One whose hook is another cannot be mended.
+            if name in chains and there.chains[name][:2] != known.chains[name][:2]:
+                whole = False
+            if chain.hook is not None and name not in chains:
+                whole = False
+        members = {name: self.members(name) for name in KINDS} if whole else None
+        return Held(table=whole, chains=chains, elements=members, family=self.family)
+
+    def forms(self, table: str = TABLE) -> Forms:
+        """Chains, rules and sets, without elements."""
+        heads: dict[str, tuple[bytes, bytes]] = {}
+        rules: dict[str, list[bytes]] = {}
+        named = table.encode() + b"\0"
+        for body in self._listing(wire.ask(wire.GETCHAIN, self.family, table)):
+            found = wire.attributes(body)
+            # The kernel lists the chains of all tables.
+            if found.get(_OF_TABLE) == named:
+                heads[_text(found[_NAME])] = found.get(_TYPE, b""), _hook(found.get(_HOOK, b""))
+        for body in self._listing(wire.ask(wire.GETRULE, self.family, table)):
+            found = wire.attributes(body)
+            expressions = found.get(_EXPRESSIONS, b"")
+            rules.setdefault(_text(found[_RULE_CHAIN]), []).append(expressions)
+        sets = {}
+        for body in self._listing(wire.ask(wire.GETSET, self.family, table)):
+            found = wire.attributes(body)
+            essence = tuple(found.get(each, b"") for each in _SET_ESSENCE)
+            sets[_text(found[_SET_NAME])] = essence
+        chains = {name: (*head, tuple(rules.get(name, ()))) for name, head in heads.items()}
+        return Forms(chains, sets)
+
+    def members(self, name: str) -> set[Record]:
+        """The elements of one set."""
+        request = wire.ask(wire.GETSETELEM, self.family, TABLE, name)
+        return self._settled(lambda: wire.records(self._listing(request)))
+
+    def stands(self, table: str = TABLE) -> bool:
+        """Whether there is a table with something in it."""
+        found = self._settled(lambda: self.forms(table))
+        return bool(found.chains or found.sets)
+
+    def delete(self, table: str = TABLE) -> bool:
+        """Take a table away, whatever is in it; whether there was one."""
+        found = self.stands(table)
+        if found:
+            self.run(f"delete table {WORD[self.family]} {table}\n")
+        return found
+
+    def learned(self, frame: Frame, wanted: Mapping[str, Chain]) -> Forms:
+        """How the kernel gives back what the mode makes; of all chains since the frame changed."""
+        known = self._learned.get(frame, Forms({}, {}))
+        more = wanted.keys() - known.chains.keys()
+        if not more and known.sets:
+            return known
+        fixed = {chain.name for chain in base(frame)}
+        chains = [chain for name, chain in wanted.items() if name in more - fixed]
+        # What they go to has to be there.
+        led = {go for chain in chains for go in leads(chain)} - more - fixed
+        stubs = "".join(f"add chain {WORD[self.family]} {TABLE} {name}\n" for name in sorted(led))
+        script = skeleton(frame) + stubs + "".join(chain_text(chain, frame) for chain in chains)
+        with netns.fresh(), closing(NftDoor(self.family)) as scratch:
+            scratch.run(script)
+            found = scratch.forms()
+        for name in led:
+            del found.chains[name]
+        known = Forms({**found.chains, **known.chains}, found.sets)
+        self._learned = {frame: known}
+        return known
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        if self._nft is not None:
+            self._nft.close()
+        self._socket = self._nft = None
+
+    # --- netlink ---
+
+    def _open(self) -> socket.socket:
+        if self._socket is None:
+            kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+            made = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
+            made.bind((0, 0))
+            for option in (_CAP_ACK, _EXT_ACK):
+                made.setsockopt(_SOL_NETLINK, option, 1)
+            made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 4 * _BUFFER)
+            self._socket = made
+        return self._socket
+
+    def _send(self, data: bytes) -> None:
+        opened = self._open()
+        try:
+            # The kernel doubles what it is told, and keeps some for itself.
+            opened.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, len(data) + 4096)
+            opened.send(data)
+        except OSError as error:
+            raise _failed("send elements", error.errno or 0) from error
+
+    def _answers(self) -> Iterator[wire.Answer]:
+        opened = self._open()
+        while True:
+            try:
+                yield from wire.answers(opened.recv(_BUFFER))
+            except OSError as error:
+                raise _failed("hear what became of elements", error.errno or 0) from error
+
+    def _listing(self, request: bytes) -> Iterable[bytes]:
+        """All that is listed; _Torn when it changed meanwhile, nothing when it is not there."""
+        self._send(request)
+        found: list[bytes] = []
+        torn = False
+        for answer in self._answers():
+            torn = torn or answer.torn
+            if answer.over:
+                break
+            if answer.error is not None:
+                if answer.error in _NOT_THERE:
+                    break
+                raise _failed("list rules", answer.error)
+            found.append(answer.body)
+        if torn:
+            raise _Torn
+        return found
+
+    def _settled(self, look: Callable[[], Made]) -> Made:
+        for _ in range(_TRIES - 1):
+            try:
+                return look()
+            except _Torn:
+                continue
+        try:
+            return look()
+        except _Torn:
+            raise NetlinkError("rules change faster than they can be read", errno.EINTR) from None
+
+
+class _Torn(Exception):
+    """Rules changed while they were listed."""
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
+
+
+def _hook(nest: bytes) -> bytes:
+    """Number and priority."""
+    found = wire.attributes(nest)
+    return found.get(1, b"") + found.get(2, b"")
+
+
+def _refused(batch: wire.Batch, answer: wire.Answer) -> Refused:
+    code = answer.error or 0
+    why = f"the kernel refuses elements: {os.strerror(code)}"
+    if not 1 <= answer.number <= len(batch.messages):
+        return Refused(why, code)
+    message = batch.messages[answer.number - 1]
+    if message is None:
+        return Refused(f"the kernel refuses rules: {os.strerror(code)}", code)
+    return Refused(f"{why} (set {message.set})", code, message.set, message.at(answer.offset))
+
+
+def _failed(what: str, code: int) -> NetlinkError:
+    return NetlinkError(f"cannot {what}: {os.strerror(code)}", code, hint="run as root")

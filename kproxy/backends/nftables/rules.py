@@ -1,0 +1,421 @@
+"""The rules of nftables mode, typed, and their text. Pure.
+
+What no service decides: a constant set of base chains, and chains for each *number* of endpoints
+and way of choosing among them (:class:`Pick`), with what happens to the source before
+(:class:`Treat`). Who is treated how is asked of :mod:`kproxy.core.policy`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, StrEnum
+from typing import NamedTuple
+
+from kproxy.backends.nftables.elements import (
+    AFFINITY,
+    KINDS,
+    MOST_CLIENTS,
+    NODE_PORT,
+    SERVICE,
+)
+from kproxy.core.objects import Family, TrafficPolicy, Value
+from kproxy.core.policy import Client, Entry, Treatment, treatment
+from kproxy.core.snapshot import LocalDetector, NodeSettings
+
+TABLE = "kproxy"
+WORD = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+_LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1"}
+_UNREACHABLE = {Family.IPV4: "icmp", Family.IPV6: "icmpv6"}
+
+#: All nodes choose alike: a client that comes by another node gets the same endpoint.
+HASH_SEED = 0x6B70726F
+
+
+class Frame(Value, frozen=True):
+    """What the rules depend on besides the services. ``every_address``: node ports answer on all
+    addresses but loopback, else on those of a set. ``seed`` is of the hash of IPv6 clients."""
+
+    family: Family
+    settings: NodeSettings
+    every_address: bool
+    mark: int
+    detector: LocalDetector | None
+    masquerade_all: bool
+    ranges: tuple[str, ...]
+    seed: int
+
+
+# --- what a rule is made of ---------------------------------------------------------------------
+
+
+class When(Enum):
+    """Conditions without parameters."""
+
+    NEW = "of a new connection"
+    POD = "from a pod of this node"
+    FROM_NODE = "from the node itself"
+    TO_NODE = "to an address on which node ports answer"
+    UNTRANSLATED = "not led to an endpoint by anybody"
+    RESTRICTED = "to a load-balancer address for some sources only"
+    NOT_PERMITTED = "from another source"
+    CLUSTER_IP = "to a cluster IP"
+    TCP = "of TCP"
+    HAIRPIN = "an endpoint to itself"
+    MARKED = "marked to be masqueraded"
+
+
+class ToRange(Value, frozen=True):
+    """The destination is in a range."""
+
+    cidr: str
+
+
+class Do(Enum):
+    """Actions without parameters. MASQUERADE takes the mark off where there is one."""
+
+    MARK = "mark"
+    DROP = "drop"
+    RETURN = "return"
+    RESET = "refuse by reset"
+    REFUSE = "refuse"
+    UNMARK = "take the mark off"
+    MASQUERADE = "masquerade"
+
+
+class Go(Value, frozen=True):
+    """Go to a chain for good."""
+
+    chain: str
+
+
+class Ask(Value, frozen=True):
+    """A verdict map decides."""
+
+    map: str
+
+
+class Choose(Value, frozen=True):
+    """DNAT to one of ``size`` endpoints of a map, by chance or by the client."""
+
+    map: str
+    size: int
+    by_client: bool
+
+
+class Step(Enum):
+    """The steps of affinity, see :func:`_staying`."""
+
+    NAME = "the service port's name as a number"
+    CANDIDATE = "the id of one of the endpoints"
+    RECALL = "keep the client's id, or store the candidate"
+    READ = "the client's id"
+    CLEAR = "leave no trace on the connection"
+    SEND = "DNAT to the endpoint of that id"
+    FORGET = "the id is gone: forget the client"
+
+
+class Stay(Value, frozen=True):
+    """One step of affinity for a pick."""
+
+    step: Step
+    pick: Pick
+
+
+Condition = When | ToRange
+Action = Do | Go | Ask | Choose | Stay
+
+
+class Rule(NamedTuple):
+    when: tuple[Condition, ...]
+    then: tuple[Action, ...]
+
+
+class Hook(Value, frozen=True):
+    type: str
+    hook: str
+    priority: int
+
+
+class Chain(Value, frozen=True):
+    name: str
+    rules: tuple[Rule, ...]
+    hook: Hook | None = None
+
+
+# --- chains that services are led to ------------------------------------------------------------
+
+
+class Pick(Value, frozen=True):
+    """Choose among ``size`` slots. ``node``: of a node port; ``local``: of the Local set beside the
+    Cluster one; ``by_client``: by a hash; ``stay``: seconds of affinity, 0 for none."""
+
+    size: int
+    node: bool = False
+    local: bool = False
+    by_client: bool = False
+    stay: int = 0
+
+    @property
+    def prefix(self) -> str:
+        """Of its maps."""
+        return f"{'node-' * self.node}{'local-' * self.local}"
+
+    @property
+    def words(self) -> str:
+        stay = f"-stay-{self.stay}" if self.stay else ""
+        return f"{self.size}{'-hash' * self.by_client}{stay}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.prefix}pick-{self.words}"
+
+
+class Way(StrEnum):
+    """How a client came in, as far as it decides about the source address."""
+
+    INSIDE = "inside"
+    OUTSIDE = "outside"
+    NEAR = "near"
+
+
+class Treat(Value, frozen=True):
+    """What happens before a pick."""
+
+    way: Way
+    pick: Pick
+
+    @property
+    def name(self) -> str:
+        return f"{'node-' * self.pick.node}{self.way}-{self.pick.words}"
+
+
+Spec = Pick | Treat
+
+_POLICIES = {
+    Way.INSIDE: (Entry.INTERNAL, TrafficPolicy.CLUSTER),
+    Way.OUTSIDE: (Entry.EXTERNAL, TrafficPolicy.CLUSTER),
+    Way.NEAR: (Entry.EXTERNAL, TrafficPolicy.LOCAL),
+}
+
+
+def way_of(entry: Entry, policy: TrafficPolicy) -> Way:
+    """``policy`` is the external one; the internal one only decides which endpoints there are."""
+    if entry is Entry.INTERNAL:
+        return Way.INSIDE
+    return Way.OUTSIDE if policy is TrafficPolicy.CLUSTER else Way.NEAR
+
+
+def treated(settings: NodeSettings, way: Way, client: Client) -> Treatment:
+    entry, policy = _POLICIES[way]
+    return treatment(settings, entry, client, internal=TrafficPolicy.CLUSTER, external=policy)
+
+
+def chain_of(spec: Spec, frame: Frame) -> Chain:
+    """The chain of its name."""
+    rules = _pick(spec, frame) if isinstance(spec, Pick) else _treat(spec, frame)
+    return Chain(spec.name, tuple(rules))
+
+
+def _treat(spec: Treat, frame: Frame) -> list[Rule]:
+    rest = treated(frame.settings, spec.way, Client.OTHER)
+    main = treated(frame.settings, spec.way, Client.NODE).use
+    rules = []
+    for client, when in ((Client.POD, When.POD), (Client.NODE, When.FROM_NODE)):
+        row = treated(frame.settings, spec.way, client)
+        if row == rest or (client is Client.POD and frame.detector is None):
+            continue
+        rules.append(Rule((when,), _onwards(spec.pick, row.masquerade)))
+    if rest.use is main:
+        rules.append(Rule((), _onwards(spec.pick, rest.masquerade)))
+    else:
+        mark = (Do.MARK,) if rest.masquerade else ()
+        rules.append(Rule((), (*mark, Ask(f"{'node-' * spec.pick.node}local-ways"))))
+    return rules
+
+
+def _onwards(pick: Pick, masquerade: bool) -> tuple[Action, ...]:
+    mark: tuple[Action, ...] = (Do.MARK,) if masquerade else ()
+    return (*mark, Go(pick.name)) if pick.size else (Do.RETURN,)
+
+
+def _pick(pick: Pick, frame: Frame) -> list[Rule]:
+    if not pick.stay:
+        choose = Choose(f"{pick.prefix}endpoints", pick.size, pick.by_client)
+        return [Rule((), (choose,))]
+    return [Rule((), (Stay(step, pick),)) for step in _staying(frame.family)]
+
+
+def _staying(family: Family) -> tuple[Step, ...]:
+    """The id that a client keeps is written and read by packets; where it is gone, once more."""
+    if family is Family.IPV4:
+        once = (Step.NAME, Step.CANDIDATE, Step.RECALL, Step.READ, Step.CLEAR, Step.SEND)
+        return (*once, Step.NAME, Step.FORGET, *once[1:])
+    # The name goes into the hash, and the priority is free again after that.
+    once = (Step.NAME, Step.CANDIDATE, Step.RECALL, Step.READ, Step.CLEAR, Step.SEND)
+    return (*once, Step.NAME, Step.FORGET, *once)
+
+
+def leads(chain: Chain) -> set[str]:
+    """Names of the chains that its rules go to."""
+    return {action.chain for rule in chain.rules for action in rule.then if isinstance(action, Go)}
+
+
+# --- base chains ----------------------------------------------------------------------------------
+
+REFUSE = "refuse"
+
+
+def base(frame: Frame) -> tuple[Chain, ...]:
+    """All chains that do not depend on services; those that others go to come first."""
+    new = (When.NEW,)
+    to_node = (When.UNTRANSLATED, When.TO_NODE)
+    unserved = Rule((), (Ask("unserved"),))
+    strangers = [Rule((When.CLUSTER_IP,), (Go(REFUSE),))]
+    strangers += [Rule((ToRange(cidr),), (Do.DROP,)) for cidr in frame.ranges]
+    return (
+        Chain(REFUSE, (Rule((When.TCP,), (Do.RESET,)), Rule((), (Do.REFUSE,)))),
+        Chain("sources", (Rule((When.RESTRICTED, When.NOT_PERMITTED), (Do.DROP,)),)),
+        Chain("services", (
+            Rule((), (Ask("ways"),)),
+            Rule((When.TO_NODE,), (Ask("node-ways"),)),
+        )),
+        Chain("arriving", (unserved, Rule(to_node, (Ask("node-unserved"),)))),
+        Chain("leaving", (unserved, *strangers)),
+        _hooked("filter", "prerouting", -110, Rule(new, (Go("sources"),)), "first-"),
+        _hooked("filter", "output", -110, Rule(new, (Go("sources"),)), "first-"),
+        _hooked("nat", "prerouting", -100, Rule((), (Go("services"),))),
+        _hooked("nat", "output", -100, Rule((), (Go("services"),))),
+        _hooked("filter", "input", 0, Rule(new, (Go("arriving"),))),
+        _hooked("filter", "forward", 0, Rule(new, (Go("leaving"),))),
+        _hooked("filter", "output", 0, Rule(new, (Go("leaving"),))),
+        Chain("nat-postrouting", (
+            Rule((When.MARKED,), (Do.UNMARK, Do.MASQUERADE)),
+            Rule((When.HAIRPIN,), (Do.MASQUERADE,)),
+        ), Hook("nat", "postrouting", 100)),
+    )  # fmt: skip
+
+
+def _hooked(type_: str, hook: str, priority: int, rule: Rule, before: str = "") -> Chain:
+    return Chain(f"{before}{type_}-{hook}", (rule,), Hook(type_, hook, priority))
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def rule_text(rule: Rule, frame: Frame) -> str:
+    """One rule as nft reads it."""
+    return " ".join([*(_condition(one, frame) for one in rule.when),
+                     *(_action(one, frame) for one in rule.then)])  # fmt: skip
+
+
+def _condition(one: Condition, frame: Frame) -> str:
+    word = WORD[frame.family]
+    if isinstance(one, ToRange):
+        return f"{word} daddr {one.cidr}"
+    if one is When.POD:
+        return _pod(frame)
+    if one is When.TO_NODE:
+        if not frame.every_address:
+            return f"{word} daddr @node-addresses"
+        return f"fib daddr type local {word} daddr != {_LOOPBACK[frame.family]}"
+    return _CONDITIONS[one].format(ip=word, mark=f"{frame.mark:#x}")
+
+
+_CONDITIONS = {
+    When.NEW: "ct state new",
+    When.FROM_NODE: "fib saddr type local",
+    When.UNTRANSLATED: "ct status and dnat == 0",
+    When.RESTRICTED: f"{SERVICE} @restricted",
+    When.NOT_PERMITTED: f"{SERVICE} . {{ip}} saddr != @sources",
+    When.CLUSTER_IP: "{ip} daddr @cluster-ips",
+    When.TCP: "meta l4proto tcp",
+    When.HAIRPIN: "ct status dnat {ip} saddr . {ip} daddr @hairpin",
+    When.MARKED: "meta mark and {mark} == {mark}",
+}
+
+
+def _pod(frame: Frame) -> str:
+    detector = frame.detector
+    assert detector is not None
+    if detector.cidr:
+        return f"{WORD[frame.family]} saddr {detector.cidr}"
+    return f'iifname "{detector.bridge or detector.prefix + "*"}"'
+
+
+_ACTIONS = {
+    Do.MARK: "meta mark set meta mark or {mark}",
+    Do.DROP: "drop",
+    Do.RETURN: "return",
+    Do.RESET: "reject with tcp reset",
+    Do.REFUSE: "reject with {icmp} type port-unreachable",
+    Do.UNMARK: "meta mark set meta mark xor {mark}",
+    Do.MASQUERADE: "masquerade fully-random",
+}
+
+
+def _action(one: Action, frame: Frame) -> str:
+    word = WORD[frame.family]
+    if isinstance(one, Do):
+        return _ACTIONS[one].format(mark=f"{frame.mark:#x}", icmp=_UNREACHABLE[frame.family])
+    if isinstance(one, Go):
+        return f"goto {one.chain}"
+    if isinstance(one, Ask):
+        return f"{_key(one.map, word)} vmap @{one.map}"
+    if isinstance(one, Choose):
+        slot = _slot(one.size, one.by_client, word)
+        return f"dnat {word} to {_key(one.map, word)} . {slot} map @{one.map}"
+    return _stay(one.step, one.pick, frame)
+
+
+def _key(map_: str, word: str) -> str:
+    return (NODE_PORT if map_.startswith("node-") else SERVICE).format(ip=word)
+
+
+def _slot(size: int, by_client: bool, word: str) -> str:
+    if by_client:
+        return f"jhash {word} saddr mod {size} seed {HASH_SEED:#x}"
+    return f"numgen random mod {size}"
+
+
+def _stay(step: Step, pick: Pick, frame: Frame) -> str:
+    word, v4 = WORD[frame.family], frame.family is Family.IPV4
+    key = _key(pick.prefix, word)
+    names = f"{'node-' * pick.node}names"
+    client = f"{word} saddr . ct mark" if v4 else "ct mark"
+    hashed = f"ct mark set jhash {word} saddr . meta priority mod 4294967295 seed {frame.seed:#x}"
+    texts = {
+        Step.NAME: f"ct mark set {key} map @{names}" if v4
+        else f"meta priority set {key} map @{names} {hashed}",
+        Step.CANDIDATE: f"meta priority set {key} . {_slot(pick.size, pick.by_client, word)}"
+        f" map @{pick.prefix}ids",
+        Step.RECALL: f"update @{AFFINITY} {{ {client} timeout {pick.stay}s : meta priority }}",
+        Step.READ: f"meta priority set {client} map @{AFFINITY}",
+        Step.CLEAR: "ct mark set 0",
+        Step.SEND: f"dnat {word} to {key} . meta priority map @{pick.prefix}known",
+        Step.FORGET: f"delete @{AFFINITY} {{ {client} : meta priority }}",
+    }  # fmt: skip
+    return texts[step]
+
+
+def chain_text(chain: Chain, frame: Frame) -> str:
+    """A script that makes a chain."""
+    where = f"{WORD[frame.family]} {TABLE} {chain.name}"
+    hook = chain.hook
+    lines = [f"add rule {where} {rule_text(rule, frame)}" for rule in chain.rules]
+    said = f" {{ type {hook.type} hook {hook.hook} priority {hook.priority}; }}" if hook else ""
+    return "\n".join([f"add chain {where}{said}", *lines]) + "\n"
+
+
+def skeleton(frame: Frame) -> str:
+    """A script that makes table, maps and base chains, where there is no such table."""
+    word = WORD[frame.family]
+    table, v4 = f"{word} {TABLE}", frame.family is Family.IPV4
+    lines = [f"add table {table}"]
+    for kind in KINDS.values():
+        types = kind.types.format(ip=word, name="ct mark" if v4 else "meta priority")
+        flags = " flags interval;" if kind.interval else ""
+        word_ = "map" if kind.map else "set"
+        lines.append(f"add {word_} {table} {kind.name} {{ typeof {types};{flags} }}")
+    client = f"{word} saddr . ct mark" if v4 else "ct mark"
+    more = f"flags dynamic,timeout; size {MOST_CLIENTS};"
+    lines.append(f"add map {table} {AFFINITY} {{ typeof {client} : meta priority; {more} }}")
+    return "\n".join(lines) + "\n" + "".join(chain_text(chain, frame) for chain in base(frame))

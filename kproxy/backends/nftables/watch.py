@@ -1,0 +1,87 @@
+"""Notices when others change the table: the kernel tells of every transaction.
+
+The packet path tells nothing when it writes affinities. What we write ourselves is told of as well:
+during a sync nobody listens, and transactions are counted, so that others' are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from kproxy.backends.base import Harm
+from kproxy.backends.nftables.rules import TABLE
+from kproxy.core.objects import Family
+from kproxy.kernel.nftables import Event, Kind, Listener, generations
+
+_VERSIONS = {2: Family.IPV4, 10: Family.IPV6}
+
+
+def watch(families: Iterable[Family]) -> NftablesWatch:
+    """In the namespace of the calling thread."""
+    return NftablesWatch(frozenset(families))
+
+
+class NftablesWatch:
+    """See :class:`kproxy.backends.base.Watch`."""
+
+    def __init__(self, families: frozenset[Family]) -> None:
+        self._families = families
+        self._listener = Listener()
+        #: Everything up to here has been heard, or is ours.
+        self._generation = self._listener.generation()
+        self._touched = ""
+        self._paused = False
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
+    def look(self) -> str:
+        return "" if self._paused else self._look()
+
+    def pause(self) -> str:
+        noticed = self.look()
+        self._listener.deafen()
+        # What came before that is heard, what comes after it is counted.
+        noticed = self.look() or noticed
+        self._paused = True
+        return noticed
+
+    def resume(
+        self, transactions: int | None, entries: Mapping[Family, Mapping[str, int]] | None = None
+    ) -> str:
+        self._listener.hear()
+        now = self._listener.generation()
+        others = generations(self._generation, now) - (transactions or 0)
+        self._generation, self._touched, self._paused = now, "", False
+        if transactions is None or others == 0:
+            return ""
+        return f"{others} transactions of others during a sync"
+
+    def harm(self) -> Harm:
+        # The mode is read as a whole.
+        return None
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _look(self) -> str:
+        found, lost = self._listener.heard()
+        if lost:
+            self._generation, self._touched = self._listener.generation(), ""
+            return "more changes of rules than could be told"
+        noticed = ""
+        for event in found:
+            if event.kind is not Kind.NEWGEN:
+                self._touched = self._touched or self._concern(event)
+                continue
+            if generations(self._generation, event.generation) < 1 << 31:
+                self._generation = event.generation
+            if self._touched:
+                noticed = noticed or f"{event.program} ({event.pid}) {self._touched}"
+            self._touched = ""
+        return noticed
+
+    def _concern(self, event: Event) -> str:
+        if _VERSIONS.get(event.family) not in self._families or event.table != TABLE:
+            return ""
+        return f"{event.kind.name} {event.table} {event.chain}".rstrip()

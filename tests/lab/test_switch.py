@@ -1,0 +1,256 @@
+"""``kproxy lab switch``: another mode on nodes while traffic flows."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Self
+
+import pytest
+
+from bench.held import Held
+from kproxy import occupancy
+from kproxy.errors import LabError, MachineError
+from kproxy.kernel import netns
+from kproxy.lab import catalogue, daemons, lifecycle, state, switching
+from kproxy.lab.model import LabState
+from tests.lab.test_lab_commands import kproxy
+from tests.lab.test_restart import asked
+
+pytestmark = pytest.mark.kernel
+
+LAB = "fswt"
+NODE = "node1"
+
+#: The modes of this kernel but ipvs, which it may have or not.
+MODES = ("iptables-nft", "iptables-legacy", "userspace", "fastpath")
+#: Every ordered pair once, each beginning where the last one ended.
+PAIRS = [
+    (MODES[one], MODES[other]) for one, other in pairwise((0, 1, 0, 2, 0, 3, 1, 2, 1, 3, 2, 3, 0))
+]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[LabState]:
+    lifecycle.down(LAB)
+    made = lifecycle.up(LAB, catalogue.load("single"), lifecycle.mode_of(MODES[0])).lab
+    yield made
+    lifecycle.down(LAB)
+    state.forget_allocations(LAB)
+
+
+def in_mode(name: str) -> None:
+    switching.switch(LAB, lifecycle.mode_of(name))
+
+
+def namespace(lab: LabState, host: str = NODE) -> str:
+    return lab.network.namespace(host)
+
+
+def run(lab: LabState, *argv: str) -> str:
+    with netns.entered(namespace(lab)):
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+
+def traces(lab: LabState, mode: str) -> list[str]:
+    """What is there of a mode in the node's namespace, by what only this mode has."""
+    found: list[str] = []
+    with netns.entered(namespace(lab)):
+        for variant in ("nft", "legacy"):
+            for tool in ("iptables", "ip6tables"):
+                text = run_here(f"{tool}-{variant}-save")
+                found += [line for line in text.splitlines() if is_of(line, mode, variant)]
+    if mode == "fastpath":
+        found += [line for line in run(lab, "nft", "list", "tables").splitlines() if "kp" in line]
+        found += [line for line in run(lab, "ip", "rule").splitlines() if "102" in line]
+        links = run(lab, "ip", "-o", "link").splitlines()
+        found += [line for line in links if ": kp4" in line or ": kp6" in line]
+    return found
+
+
+def run_here(*argv: str) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+
+def is_of(line: str, mode: str, variant: str) -> bool:
+    if not line.startswith(("-A", ":K")):
+        return False
+    if mode == f"iptables-{variant}":
+        return any(name in line for name in ("KUBE-SVC", "KUBE-SERVICES", "KUBE-SEP", "KUBE-PROXY"))
+    if mode == "userspace":
+        return any(name in line for name in ("KUBE-PORTALS", "KUBE-RELAY", "KUBE-NODEPORT-C"))
+    return mode == "fastpath" and "KPROXY-HEALTH" in line
+
+
+def answered(client: socket.socket) -> str:
+    """As :func:`asked`; ConnectionError where there is no answer."""
+    try:
+        return asked(client)
+    except (AssertionError, ValueError) as nothing:
+        raise ConnectionError("no answer") from nothing
+
+
+class Clients:
+    """Opens one connection after the other and asks once on each; what failed is kept."""
+
+    def __init__(self, lab: LabState) -> None:
+        self._namespace = namespace(lab, "echo-0")
+        self._ending = threading.Event()
+        self.failures: list[str] = []
+        self.count = 0
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ending.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        place = (cluster_ip_of(), 80)
+        with netns.entered(self._namespace):
+            while not self._ending.is_set():
+                self.count += 1
+                try:
+                    with socket.create_connection(place, timeout=10) as made:
+                        asked(made)
+                except (OSError, AssertionError, ValueError) as failed:
+                    self.failures.append(repr(failed))
+
+
+def cluster_ip_of() -> str:
+    (found,) = [
+        obj["spec"]["clusterIP"]
+        for obj in lifecycle.objects_of(LAB)
+        if (obj["kind"], obj["metadata"]["name"]) == ("Service", "web")
+    ]
+    return str(found)
+
+
+@pytest.mark.parametrize(("old", "new"), PAIRS, ids=[f"{old}-{new}" for old, new in PAIRS])
+def test_no_connection_is_lost_and_nothing_is_left(lab: LabState, old: str, new: str) -> None:
+    """Established connections answer on, new ones are served throughout, and of the old mode there
+    is no trace when the command returns."""
+    in_mode(old)
+    assert traces(lab, old)
+    place = (cluster_ip_of(), 80)
+    with Clients(lab) as clients, Held(namespace(lab, "echo-0"), place, 4, answered) as held:
+        (done,) = switching.switch(LAB, lifecycle.mode_of(new))
+        outcome = held.end()
+    assert (done.before, done.now) == (old, new)
+    assert outcome.survived == outcome.connections
+    assert clients.count
+    assert clients.failures == []
+    assert traces(lab, new)
+    assert traces(lab, old) == []
+    assert state.load(LAB).mode_of(NODE) == (str(new).partition("-")[0], variant_of(new))
+
+
+def variant_of(name: str) -> str:
+    return lifecycle.mode_of(name).variant
+
+
+def test_a_mode_that_this_kernel_lacks_stops_nothing(
+    lab: LabState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused before anything is touched: the daemon is the same process as before."""
+
+    def lacking(self: object) -> None:
+        raise MachineError("no engine in this kernel")
+
+    from kproxy.backends.fastpath.apply import FastpathBackend
+
+    monkeypatch.setattr(FastpathBackend, "probe", lacking)
+    in_mode(MODES[0])
+    before = daemons.alive(LAB, daemons.ROLE_PROXY)
+    with pytest.raises(MachineError, match="cannot run fastpath: no engine"):
+        in_mode("fastpath")
+    assert daemons.alive(LAB, daemons.ROLE_PROXY) == before
+    assert state.load(LAB).mode == "iptables"
+
+
+@pytest.mark.parametrize("old", ["fastpath", "userspace", "iptables-nft"])
+def test_one_that_ends_leaves_the_old_mode(
+    lab: LabState, old: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new daemon that is killed: the old one serves on, alone; connections live. The lab's books
+    say so."""
+    in_mode(old)
+    new = "iptables-legacy"
+    before = daemons.alive(LAB, daemons.ROLE_PROXY)[NODE]
+    start = daemons.start_successor
+
+    def killed(lab: LabState, node: str) -> daemons.Process:
+        started = start(lab, node)
+        os.kill(started.pid, signal.SIGKILL)
+        return started
+
+    monkeypatch.setattr(daemons, "start_successor", killed)
+    place = (cluster_ip_of(), 80)
+    with Held(namespace(lab, "echo-0"), place, 4, answered) as held:
+        with pytest.raises(LabError, match=f"kproxy on {NODE} has ended"):
+            in_mode(new)
+        outcome = held.end()
+    assert outcome.survived == outcome.connections
+    assert daemons.alive(LAB, daemons.ROLE_PROXY) == {NODE: before}
+    assert state.load(LAB).mode_of(NODE)[0] == old.partition("-")[0]
+    assert traces(lab, new) == []
+    assert traces(lab, old)
+
+
+def taken(lab: LabState, pid: int) -> bool:
+    with netns.entered(namespace(lab)):
+        here = occupancy.occupant()
+    return here is not None and here.pid == pid
+
+
+def until(reached: object) -> None:
+    deadline = time.monotonic() + 20
+    while not reached():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def test_the_command(lab: LabState) -> None:
+    """It says what it did with each node, and that there is nothing to do the second time."""
+    in_mode("iptables-nft")
+    done = kproxy("lab", "switch", "--name", LAB, "--mode", "userspace", "--node", NODE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{NODE}: userspace in place of iptables-nft, ")
+    again = kproxy("lab", "switch", "--name", LAB, "--mode", "userspace")
+    assert again.stdout == f"{NODE}: in userspace mode already\n"
+    wrong = kproxy("lab", "switch", "--name", LAB, "--mode", "userspace", "--node", "nowhere")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)
+    assert "no node nowhere" in wrong.stderr
+
+
+def test_ctrl_c_leaves_one_mode(lab: LabState) -> None:
+    """Interrupted when the new daemon is on its way: the old one serves, alone."""
+    in_mode("iptables-nft")
+    before = daemons.alive(LAB, daemons.ROLE_PROXY)[NODE]
+    interrupted = threading.Event()
+
+    def step(line: str) -> None:
+        interrupted.set()
+
+    def interrupt() -> None:
+        interrupted.wait()
+        until(lambda: daemons.alive(LAB, daemons.ROLE_PROXY).get(NODE) != before)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        switching.switch(LAB, lifecycle.mode_of("fastpath"), step=step)
+    thread.join()
+    assert daemons.alive(LAB, daemons.ROLE_PROXY) == {NODE: before}
+    assert taken(lab, before.pid)
+    assert traces(lab, "fastpath") == []

@@ -140,20 +140,21 @@ class Cluster:
             listeners.close(address)
 
     def _replace(self, index: int) -> None:
-        """An endpoint is replaced, leaves, comes, or turns not ready."""
+        """An endpoint turns ready or not, leaves, comes, or is replaced. The cluster as a
+        whole does not grow: that would be memory as well."""
         ends = self._slices[index]["endpoints"]
-        how = self._chance.randrange(4)
-        if how == 0 and len(ends) > 1:
-            ends.pop(self._chance.randrange(len(ends)))
-        elif how == 1:
-            at = self._chance.choice(ends)
-            ready = not at["conditions"]["ready"]
-            at["conditions"] = {"ready": ready, "serving": ready, "terminating": False}
+        how = self._chance.choice(["turn", "leave", "replace", "replace"])
+        if how == "turn":
+            one = self._chance.choice(ends)
+            ready = not one["conditions"]["ready"]
+            one["conditions"] = {"ready": ready, "serving": ready, "terminating": False}
         else:
-            if len(ends) >= 2 * ENDPOINTS:
-                ends.pop(0)
-            self._next += 1
-            ends.append(workload.endpoint(self._next))
+            full = len(ends) == ENDPOINTS
+            if full:
+                ends.pop(self._chance.randrange(len(ends)))
+            if how == "replace" or not full:
+                self._next += 1
+                ends.append(workload.endpoint(self._next))
         self._write(self._slices[index])
 
     def _write(self, content: dict[str, Any]) -> None:

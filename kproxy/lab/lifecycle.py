@@ -232,7 +232,7 @@ def restart(name: str, nodes: Iterable[str] = ()) -> list[tuple[str, int, int]]:
         before = daemons.alive(name, daemons.ROLE_PROXY)
         with daemons.Watch(lab) as watch:
             started = daemons.restart_proxies(lab, chosen)
-            watch.until_in_force([cluster_file(name)])
+            watch.until_in_force([cluster_file(name)], started=started)
     return [
         (new.host, before[new.host].pid if new.host in before else 0, new.pid) for new in started
     ]

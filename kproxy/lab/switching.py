@@ -99,7 +99,7 @@ def _switch(lab: LabState, node: str, wanted: tuple[str, str]) -> tuple[LabState
     new_lab = _with_mode(lab, node, wanted)
     with daemons.Watch(new_lab) as watch:
         new = daemons.start_successor(new_lab, node)
-        watch.until_in_force([lifecycle.cluster_file(lab.name)], nodes=[node])
+        watch.until_in_force([lifecycle.cluster_file(lab.name)], nodes=[node], started=[new])
     seconds = time.monotonic() - begun
     with undisturbed():
         state.save(new_lab)
@@ -176,8 +176,8 @@ def _return(lab: LabState, node: str, _: Process | None) -> None:
     new = daemons.alive(lab.name, daemons.ROLE_PROXY).get(node)
     serving = _serving(lab, node)
     with daemons.Watch(lab) as watch:
-        daemons.start_successor(lab, node)
-        watch.until_in_force([lifecycle.cluster_file(lab.name)], nodes=[node])
+        back = daemons.start_successor(lab, node)
+        watch.until_in_force([lifecycle.cluster_file(lab.name)], nodes=[node], started=[back])
     if new is not None and serving is not None and serving.mode not in succession.MODES:
         daemons.stop(lab.name, [new])
 

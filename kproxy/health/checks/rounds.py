@@ -144,6 +144,8 @@ class Rounds:
                 await asyncio.wait([group.loading])
             if group.talker is not None:
                 await group.talker.close()
+        # A transport that was aborted closes its socket in the loop's next turn.
+        await asyncio.sleep(0)
         self._flush()
 
     # --- time --------------------------------------------------------------------------------

@@ -234,27 +234,34 @@ class Daemon:
                 argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stderr=log
             )
 
-    def settled(self, cluster: Cluster) -> bool:
-        """Whether everything is in force: each file, and the verdict on each checked endpoint."""
+    def settle(self, cluster: Cluster) -> None:
+        """Until everything is in force: each file, and the verdict on each checked endpoint.
+        CheckFailed: it takes too long, or the daemon has ended."""
+        deadline = time.monotonic() + _PATIENCE
+        while lacking := self._lacking(cluster):
+            if time.monotonic() > deadline:
+                raise CheckFailed(f"after {_PATIENCE:g} s {lacking}")
+            time.sleep(_LOOK)
+
+    def _lacking(self, cluster: Cluster) -> str:
+        """What is not in force, "" when all is."""
         if self._process.poll() is not None:
             raise CheckFailed(f"the daemon has ended: {self._log.read_text()[-2000:]}")
         known = status.read(self.state)
-        if known is None or not status.in_force(self.state, cluster.folder.iterdir()):
-            return False
+        if known is None:
+            return "there is no status"
+        files = list(cluster.folder.iterdir())
+        if not status.in_force(self.state, files):
+            some = [each.name for each in files if not status.in_force(self.state, [each])][:3]
+            return f"not in force: {some} and perhaps others; {known.last_error}"
         down = {
             each.address
             for port in known.health
             for each in port.endpoints
             if each.state is State.DOWN
         }
-        return down == {f"{address}:{PORT}" for address in cluster.closed}
-
-    def settle(self, cluster: Cluster) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        while not self.settled(cluster):
-            if time.monotonic() > deadline:
-                raise CheckFailed(f"not in force after {_PATIENCE:g} s")
-            time.sleep(_LOOK)
+        differ = down ^ {f"{address}:{PORT}" for address in cluster.closed}
+        return f"verdicts differ: {sorted(differ)}, {known.last_error}" if differ else ""
 
     def sample(self, at: float) -> Sample:
         known, pids = status.read(self.state), (self._process.pid,)

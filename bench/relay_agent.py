@@ -40,6 +40,8 @@ class _Relay:
 
     def counters(self) -> dict[str, Any]:
         relay = self._running()
+        # As the daemon does: they are kept until somebody asks, up to a limit.
+        relay.take_verdicts()
         return {
             "totals": relay.totals(),
             "services": {

@@ -83,8 +83,10 @@ def require(lab: LabState, choice: Choice) -> None:
                 registry.create(choice, family).probe()
             except MachineError as lacking:
                 if family is Family.IPV4 or len(lab.topology.families) == 1:
+                    # A tool may have a line to say about each of its rules.
+                    first = str(lacking).partition("\n")[0]
                     raise MachineError(
-                        f"this kernel cannot run {choice}: {lacking}",
+                        f"this kernel cannot run {choice}: {first}",
                         hint="nothing was changed; what it can run: kproxy doctor",
                     ) from lacking
 

@@ -74,12 +74,13 @@ def read_service(obj: wire.Service, key: ObjectKey, report: Report) -> Service |
     # Also when the whole field was of a wrong type and the repair took it out: what restricts
     # sources must never turn into no restriction.
     ranges_broken = balanced and report.has_fault(_RANGES)
+    cluster_ips = () if ignored else _cluster_ips(spec, report)
     ports = _ports(spec, kind, report)
     service = Service(
         namespace=key.namespace,
         name=key.name,
         type=kind,
-        cluster_ips=() if ignored else _cluster_ips(spec, report),
+        cluster_ips=cluster_ips,
         ports=ports,
         external_ips=externals,
         load_balancer_ips=_ingress(obj.status, report) if balanced else (),

@@ -177,6 +177,8 @@ class Daemon:
             await asyncio.to_thread(self._proxy.begin, first)
             self._monitor.serves(self._proxy.served)
             self._note_node(first)
+            # Else every object's first version would stay in memory as long as we serve.
+            del first
             self._proxy.keep(self._place.folder)
             await self._place.begin(self._proxy.doors, self._wake.set)
             if self._place.moving:

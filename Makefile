@@ -56,7 +56,7 @@ debug: ## build the extension with bounds checks into build/debug, if it changed
 	@$(WITH_SETUP); mkdir -p "$$KP_BUILD"; kp_extension debug
 
 fuzz: ## the packet engine under a fuzzer with an address sanitizer for ten minutes (nightly)
-	@KPROXY_FUZZ_SECONDS=$${KPROXY_FUZZ_SECONDS:-600} python -m pytest tests/fuzz
+	@KPROXY_FUZZ_SECONDS=$${KPROXY_FUZZ_SECONDS:-600} python -m pytest -o faulthandler_timeout=0 tests/fuzz
 
 bench: release ## the figures of bench/README.md (root)
 	@python -m pytest bench

@@ -7,8 +7,8 @@ service, one million at least, as fast as the machine makes them, and 100 connec
 process there ask and are answered at a rate that the node carries on one processor. The addresses
 that are made up lead back to the client, which drops what it is told.
 
-Must hold: no request fails, no connection is made anew, and the daemon's memory does not grow beyond
-what its tables have room for.
+Must hold: no request fails, no connection is made anew, and the daemon's memory does not grow
+beyond what its tables have room for.
 ``KPROXY_BENCH_FLOOD`` is another number of SYNs. Writes ``build/bench/fastpath-flood.json``.
 """
 

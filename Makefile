@@ -39,7 +39,7 @@ verify-layers:
 	lint-imports --no-logo
 
 verify-cython:
-	cython-lint kproxy bench
+	cython-lint kproxy
 
 verify-scripts:
 	shellcheck --external-sources $(SCRIPTS)
@@ -62,6 +62,6 @@ bench: release ## the figures of bench/README.md (root)
 	@python -m pytest bench
 
 clean: ## remove all that was built and cached; .venv stays
-	rm -rf build {kproxy,bench}/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf build kproxy/{,bench/}*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 	    .import_linter_cache .benchmarks
 	find kproxy tests bench -name __pycache__ -prune -exec rm -rf {} +

@@ -12,7 +12,6 @@ edges that it takes: ``KPROXY_FUZZ=1 python setup.py build_ext`` (build/fuzz/kpr
 """
 
 import os
-import sys
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -35,10 +34,7 @@ MACROS: dict[bool, list[tuple[str, str | None]]] = {
     False: [("CYTHON_WITHOUT_ASSERTIONS", "1")],
 }
 
-MODULES = ["kproxy._fastpath", "kproxy._relay"]
-if {"build_ext", "editable_wheel"} & set(sys.argv):
-    # The load generator serves this tree's bench and tests: no part of what is installed elsewhere.
-    MODULES.append("bench._load")
+MODULES = ["kproxy._fastpath", "kproxy._relay", "kproxy.bench._load"]
 
 LINK = ["-fsanitize=undefined"] if DEBUG else []
 FUZZ = os.environ.get("KPROXY_FUZZ") == "1"

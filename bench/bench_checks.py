@@ -17,8 +17,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench import usage
 from bench.checks_agent import Side
+from kproxy.bench import usage
 from kproxy.lab.network import (
     BASE_SYSCTLS,
     FORWARDING_SYSCTLS,

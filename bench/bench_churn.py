@@ -31,10 +31,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench import report, usage, workload
-from bench.failover import MODES
-from bench.helper import ROOT
+from bench import workload
 from kproxy import status
+from kproxy.bench import report, usage
+from kproxy.bench.failover import MODES
+from kproxy.bench.helper import ROOT
 from kproxy.core.objects import Value
 from kproxy.errors import CheckFailed
 from kproxy.health.standing import State

@@ -18,8 +18,8 @@ from typing import NamedTuple, TypeVar
 import msgspec
 import pytest
 
-from bench import report
-from bench.failover import (
+from kproxy.bench import report
+from kproxy.bench.failover import (
     CHECK,
     FALL,
     FAULTS,
@@ -109,7 +109,7 @@ def _keep(name: str, found: Row | Rolled) -> None:
 
 def _of_ipvs(form: type[Found], *what: str) -> Found:
     """A row of IPVS mode, in a kernel that has it."""
-    argv = [sys.executable, "-m", "bench.failover", *what[:1], "ipvs", *what[1:]]
+    argv = [sys.executable, "-m", "kproxy.bench.failover", *what[:1], "ipvs", *what[1:]]
     if _host_has_ipvs():
         argv += ["--rate", str(SOUGHT)]
         said = subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout

@@ -20,14 +20,14 @@ from typing import NamedTuple
 
 import pytest
 
-from bench import report, usage
-from bench.load import Kind, Load
-from bench.measure import Taken, measured
-from bench.ours import Mode
-from bench.path import Path
-from bench.peers import Direct, Subject
-from bench.rounds import Figure, Round, compare, middle, take
 from bench.tun_floor import TunFloor
+from kproxy.bench import report, usage
+from kproxy.bench.load import Kind, Load
+from kproxy.bench.measure import Taken, measured
+from kproxy.bench.ours import Mode
+from kproxy.bench.path import Path
+from kproxy.bench.peers import Direct, Subject
+from kproxy.bench.rounds import Figure, Round, compare, middle, take
 from kproxy.core.objects import Family
 from kproxy.errors import CheckFailed
 

@@ -22,12 +22,12 @@ from pathlib import Path as File
 
 import pytest
 
-from bench import report, usage
-from bench.helper import ROOT
-from bench.load import Kind, Load, Result
-from bench.ours import CLUSTER_IPS, Mode
-from bench.path import PORT, Path
-from bench.peers import running
+from kproxy.bench import report, usage
+from kproxy.bench.helper import ROOT
+from kproxy.bench.load import Kind, Load, Result
+from kproxy.bench.ours import CLUSTER_IPS, Mode
+from kproxy.bench.path import PORT, Path
+from kproxy.bench.peers import running
 from kproxy.core.objects import Family
 from kproxy.kernel import command
 from kproxy.kernel.netns import entered

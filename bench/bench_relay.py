@@ -5,8 +5,8 @@ it.
 
 Knobs: ``KPROXY_BENCH_ROUNDS`` (7), ``KPROXY_BENCH_SECONDS`` of a measurement (2),
 ``KPROXY_BENCH_HELD`` seconds against one endpoint (60) in ``KPROXY_BENCH_HELD_ROUNDS`` (1),
-``KPROXY_BENCH_SUBJECTS`` (names of :mod:`bench.subjects`; the first is what all are compared with,
-the last what bars are about). Each measure writes ``build/bench/relay-MEASURE.json``.
+``KPROXY_BENCH_SUBJECTS`` (names of :mod:`kproxy.bench.subjects`; the first is what all are compared
+with, the last what bars are about). Each measure writes ``build/bench/relay-MEASURE.json``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Literal, NamedTuple
 import pytest
 from msgspec.structs import replace
 
-from bench import report
-from bench.load import Kind, Load, Result
-from bench.measure import Held, Taken, held, measured
-from bench.rounds import Figure, Round, compare, middle, noise, take
-from bench.subjects import AGAIN, DIRECT, TCP_ONLY, made
+from kproxy.bench import report
+from kproxy.bench.load import Kind, Load, Result
+from kproxy.bench.measure import Held, Taken, held, measured
+from kproxy.bench.rounds import Figure, Round, compare, middle, noise, take
+from kproxy.bench.subjects import AGAIN, DIRECT, TCP_ONLY, made
 from kproxy.core.objects import Value
 
 ROUNDS = int(os.environ.get("KPROXY_BENCH_ROUNDS", "7"))

@@ -20,11 +20,11 @@ from statistics import median
 import pytest
 from msgspec.structs import replace
 
-from bench import report, usage
-from bench.load import Kind, Load, Place, Result
-from bench.ours import BareRelay
-from bench.path import PORT, Path
-from bench.peers import running
+from kproxy.bench import report, usage
+from kproxy.bench.load import Kind, Load, Place, Result
+from kproxy.bench.ours import BareRelay
+from kproxy.bench.path import PORT, Path
+from kproxy.bench.peers import running
 from kproxy.core.objects import Family, Value
 
 SECONDS = float(os.environ.get("KPROXY_SOAK_SECONDS", "600"))

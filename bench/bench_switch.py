@@ -21,11 +21,11 @@ from itertools import permutations
 
 import pytest
 
-from bench import report
-from bench.agent import Agent
-from bench.held import Held, Outcome
-from bench.load import Kind, Load, Result
 from kproxy.backends import registry
+from kproxy.bench import report
+from kproxy.bench.agent import Agent
+from kproxy.bench.held import Held, Outcome
+from kproxy.bench.load import Kind, Load, Result
 from kproxy.core.objects import Value
 from kproxy.errors import MachineError
 from kproxy.kernel import netns
@@ -113,7 +113,7 @@ class Stand:
 
 def ask(connection: socket.socket) -> None:
     """One question of the generator's protocol, and its answer."""
-    from bench.agent import _ASK, _take
+    from kproxy.bench.agent import _ASK, _take
 
     connection.sendall(_ASK)
     _take(connection, len(_ASK))

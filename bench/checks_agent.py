@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from bench import usage
-from bench.helper import Helper, obey
+from kproxy.bench import usage
+from kproxy.bench.helper import Helper, obey
 from kproxy.core.health.values import Check, Http, Pace, Probe, Target, Tcp
 from kproxy.health.checks import Checker
 from kproxy.health.checks.group import KindFigures
@@ -24,7 +24,7 @@ _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\
 
 
 class Side(Helper):
-    """The near end of one; see :class:`bench.helper.Helper` for errors."""
+    """The near end of one; see :class:`kproxy.bench.helper.Helper` for errors."""
 
     def __init__(self, namespace: int) -> None:
         super().__init__(namespace, "bench.checks_agent")

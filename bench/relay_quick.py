@@ -17,11 +17,11 @@ from statistics import median
 
 from msgspec.structs import replace
 
-from bench.load import Kind, Load, Result
-from bench.measure import measured
-from bench.ours import BareRelay
-from bench.peers import Subject
-from bench.subjects import SUBJECTS, TCP_ONLY, made
+from kproxy.bench.load import Kind, Load, Result
+from kproxy.bench.measure import measured
+from kproxy.bench.ours import BareRelay
+from kproxy.bench.peers import Subject
+from kproxy.bench.subjects import SUBJECTS, TCP_ONLY, made
 
 #: Measure -> (load, figure, unit).
 MEASURES: dict[str, tuple[Load, Callable[[Result], float], str]] = {

@@ -7,14 +7,14 @@ import subprocess
 import time
 from pathlib import Path as File
 
-from bench.helper import ROOT
-from bench.load import Place
-from bench.ours import CLUSTER_IPS
-from bench.path import PORT, Path
 from kproxy.backends.fastpath import steer
 from kproxy.backends.fastpath.carrier import take_precedence
 from kproxy.backends.fastpath.door import SteerDoor
 from kproxy.backends.fastpath.steer import DEVICES, SERVICES, Frame
+from kproxy.bench.helper import ROOT
+from kproxy.bench.load import Place
+from kproxy.bench.ours import CLUSTER_IPS
+from kproxy.bench.path import PORT, Path
 from kproxy.core.objects import Family
 from kproxy.core.steering import wanted
 from kproxy.errors import CheckFailed

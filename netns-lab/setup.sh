@@ -236,14 +236,14 @@ PYTHON
 
 # .pyx, .pxd and .pxi, not .pyi
 kp_extension_digest() {
-    kp_digest "$KP_ROOT/setup.py" "$KP_ROOT"/{kproxy,bench}/*.pyx "$KP_ROOT"/{kproxy,bench}/*/*.pxi
+    kp_digest "$KP_ROOT/setup.py" "$KP_ROOT"/kproxy/{,*/}*.pyx "$KP_ROOT"/kproxy/{,*/}*/*.pxi
 }
 
 # kp_extension_built DIRECTORY: every module is there, compiled for this interpreter.
 kp_extension_built() {
     local suffix source
     suffix=$("$KP_VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
-    for source in "$KP_ROOT"/{kproxy,bench}/*.pyx; do
+    for source in "$KP_ROOT"/kproxy/{,*/}*.pyx; do
         source=${source#"$KP_ROOT/"}
         [ -e "$1/${source%.pyx}$suffix" ] || return 1
     done

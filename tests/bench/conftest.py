@@ -12,14 +12,17 @@ import pytest
 from kproxy.kernel import command, netns
 from tests.conftest import ROOT
 
-_PLACES = {"release": ROOT / "bench", "debug": ROOT / "build" / "debug" / "bench"}
+_PLACES = {
+    "release": ROOT / "kproxy" / "bench",
+    "debug": ROOT / "build" / "debug" / "kproxy" / "bench",
+}
 
 
 def _build(build: str) -> ModuleType:
     path = _PLACES[build] / f"_load{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not path.exists():
-        pytest.fail(f"no {build} build of bench._load: run `make {build}`", pytrace=False)
-    spec = importlib.util.spec_from_file_location("bench._load", path)
+        pytest.fail(f"no {build} build of kproxy.bench._load: run `make {build}`", pytrace=False)
+    spec = importlib.util.spec_from_file_location("kproxy.bench._load", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -29,7 +32,7 @@ def _build(build: str) -> ModuleType:
 
 @pytest.fixture(scope="session", params=list(_PLACES))
 def generator(request: pytest.FixtureRequest) -> ModuleType:
-    """``bench._load``, once in each build."""
+    """``kproxy.bench._load``, once in each build."""
     return _build(request.param)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.cross import Seen, Turn, read_wrk, request_of, row
+from kproxy.bench.cross import Seen, Turn, read_wrk, request_of, row
 from kproxy.errors import CheckFailed
 
 REPORT = """\

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.failover import failover, rolling
+from kproxy.bench.failover import failover, rolling
 
 pytestmark = pytest.mark.kernel
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bench.histogram import Histogram
+from kproxy.bench.histogram import Histogram
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("loopback")]
 

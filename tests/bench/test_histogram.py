@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bench.histogram import BUCKETS, Histogram, bounds, bucket, cumulative
+from kproxy.bench.histogram import BUCKETS, Histogram, bounds, bucket, cumulative
 
 
 @given(value=st.integers(0, 1 << 62))

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import pytest
 
-from bench import measure, relay_quick
-from bench.load import Kind, Load
-from bench.path import Path
-from bench.peers import HAProxy, running
-from bench.rounds import Figure, Verdict, compare
-from bench.subjects import SUBJECTS
+from bench import relay_quick
+from kproxy.bench import measure
+from kproxy.bench.load import Kind, Load
+from kproxy.bench.path import Path
+from kproxy.bench.peers import HAProxy, running
+from kproxy.bench.rounds import Figure, Verdict, compare
+from kproxy.bench.subjects import SUBJECTS
 from kproxy.core.objects import Family
 from kproxy.errors import CheckFailed, MachineError
 from kproxy.kernel import command, netns, sysctl

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import report, usage
-from bench.load import Kind, Load
-from bench.peers import Direct
-from bench.subjects import AGAIN, DIRECT, made
+from kproxy.bench import report, usage
+from kproxy.bench.load import Kind, Load
+from kproxy.bench.peers import Direct
+from kproxy.bench.subjects import AGAIN, DIRECT, made
 from kproxy.errors import UsageError
 from tests.conftest import ROOT
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 
-from bench.rounds import (
+from kproxy.bench.rounds import (
     VERDICT_LEVEL,
     Figure,
     Round,

@@ -14,8 +14,8 @@ from typing import Self
 
 import pytest
 
-from bench.held import Held
 from kproxy import occupancy
+from kproxy.bench.held import Held
 from kproxy.errors import LabError, MachineError
 from kproxy.kernel import netns
 from kproxy.lab import catalogue, daemons, lifecycle, state, switching

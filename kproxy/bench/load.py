@@ -9,8 +9,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal, TypedDict
 
-from bench import _load
-from bench.histogram import Histogram
+from kproxy.bench import _load
+from kproxy.bench.histogram import Histogram
 from kproxy.core.objects import Value
 
 Place = tuple[str, int]
@@ -30,7 +30,7 @@ class Kind(StrEnum):
 
 
 class Load(Value, frozen=True):
-    """One measurement; see :file:`bench/_load.pyi` for each field.
+    """One measurement; see :file:`kproxy/bench/_load.pyi` for each field.
 
     ``rate`` 0 is the closed loop: ``connections`` operations at once, each started when the last
     one ended. Otherwise operations start at that rate whatever happens, and their latency counts
@@ -164,7 +164,7 @@ class _Common(TypedDict):
 
 
 def run(load: Load, targets: list[Place], sources: list[str]) -> Result:
-    """Run a load here and now, in this thread; see :func:`bench._load.exchange` for errors."""
+    """Run a load here and now, in this thread; errors as of :func:`kproxy.bench._load.exchange`."""
     common: _Common = {
         "connections": load.connections,
         "rate": load.rate,

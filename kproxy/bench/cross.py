@@ -1,6 +1,6 @@
 """The generator beside wrk: the same requests to the same server by the same path, in turns.
 
-    python -m bench.cross [SUBJECT ...] [--seconds S] [--rounds N] [-o json]
+    python -m kproxy.bench.cross [SUBJECT ...] [--seconds S] [--rounds N] [-o json]
 
 The server of the pod speaks HTTP as well (:file:`generator/http.pxi`), so wrk's requests and ours
 differ in their bytes and in nothing else: both have as many, both ways. Two loads: requests on kept
@@ -21,10 +21,10 @@ from typing import Any
 
 import msgspec
 
-from bench.load import Kind, Load, Place
-from bench.path import Path
-from bench.peers import running
-from bench.subjects import SUBJECTS, made
+from kproxy.bench.load import Kind, Load, Place
+from kproxy.bench.path import Path
+from kproxy.bench.peers import running
+from kproxy.bench.subjects import SUBJECTS, made
 from kproxy.core.objects import Family, Value
 from kproxy.errors import CheckFailed, MachineError
 from kproxy.kernel import command
@@ -114,8 +114,8 @@ def by_us(path: Path, place: Place, seconds: int, *, closes: bool) -> Seen:
     )
     # From one address, as wrk does.
     result = path.completed(path.client.run(load, place))
-    at = (1e6 * result.latency.percentile(share) for share in (50, 99))
-    return Seen(result.rate, *at, result.failed)
+    p50, p99 = (1e6 * result.latency.percentile(share) for share in (50, 99))
+    return Seen(result.rate, p50, p99, result.failed)
 
 
 def turns(name: str, rounds: int, seconds: int, *, closes: bool) -> list[Turn]:
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for what, closes in loads.items()
         ]
     except (CheckFailed, MachineError) as failed:
-        sys.stderr.write(f"bench.cross: {failed}\n")
+        sys.stderr.write(f"kproxy.bench.cross: {failed}\n")
         return failed.exit_status
     text = msgspec.json.encode(rows).decode() if given.output == "json" else _shown(rows)
     sys.stdout.write(text + "\n")

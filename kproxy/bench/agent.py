@@ -4,7 +4,7 @@ Clients and servers are processes of their own, as they are in life: threads of 
 table of descriptors, whose lock and whose limit would be part of every figure. They stay from one
 measurement to the next and start nothing while one runs.
 
-    python -m bench.agent       # started by Agent, in its namespace
+    python -m kproxy.bench.agent       # started by Agent, in its namespace
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 
 import msgspec
 
-from bench import load as loads
-from bench._load import Server
-from bench.helper import Helper, obey
-from bench.load import Load, Place, Result
+from kproxy.bench import load as loads
+from kproxy.bench._load import Server
+from kproxy.bench.helper import Helper, obey
+from kproxy.bench.load import Load, Place, Result
 
-#: The header of a request that wants 64 bytes back (bench/generator/wire.pxi).
+#: The header of a request that wants 64 bytes back (kproxy/bench/generator/wire.pxi).
 _ASK = pack("=IBBHIIQ", 0x646C706B, 0, 0, 0, 64, 64, 0).ljust(64, b"\0")
 
 #: Seconds that one connection may take that is to be held.
@@ -32,10 +32,10 @@ _PATIENCE = 10.0
 
 
 class Agent(Helper):
-    """The near end of one; see :class:`bench.helper.Helper` for errors."""
+    """The near end of one; see :class:`kproxy.bench.helper.Helper` for errors."""
 
     def __init__(self, namespace: int) -> None:
-        super().__init__(namespace, "bench.agent")
+        super().__init__(namespace, "kproxy.bench.agent")
 
     def serve(self, tcp: Sequence[Place] = (), udp: Sequence[Place] = ()) -> None:
         """Serve loads at these places until the end."""
@@ -67,11 +67,11 @@ class Agent(Helper):
         self.ask(do="release")
 
     def counters(self) -> dict[str, int]:
-        """What the server has done (:meth:`bench._load.Server.counters`)."""
+        """What the server has done (:meth:`kproxy.bench._load.Server.counters`)."""
         return msgspec.convert(self.ask(do="counters"), dict[str, int])
 
     def series(self, since: int, until: int) -> list[tuple[int, int]]:
-        """What arrived at the server (:meth:`bench._load.Server.series`)."""
+        """What arrived at the server (:meth:`kproxy.bench._load.Server.series`)."""
         return msgspec.convert(
             self.ask(do="series", since=since, until=until), list[tuple[int, int]]
         )

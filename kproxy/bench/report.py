@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 import kproxy
-from bench.helper import ROOT
-from bench.path import ENDS, NODE, SETTINGS
-from bench.peers import Subject
+from kproxy.bench.helper import ROOT
+from kproxy.bench.path import ENDS, NODE, SETTINGS
+from kproxy.bench.peers import Subject
 
 #: Where results are kept.
 FOLDER = ROOT / "build" / "bench"

@@ -1,4 +1,4 @@
-"""Signatures of the compiled load generator; :mod:`bench.load` has the typed values around it.
+"""Signatures of the compiled load generator; :mod:`kproxy.bench.load` has typed values around it.
 
 Places are ``(address, port)``; several are taken in turn, as ``sources`` are (addresses of the
 client that its sockets are bound to). Times that go in are seconds, those that come out are
@@ -14,11 +14,11 @@ first. ``timeout``: of one operation, and how long the end waits for those that 
 
 What they return: ``began`` and ``ended`` of what was counted; operations ``started`` and
 ``completed`` in time; ``bytes_in`` and ``bytes_out``; ``failures`` by kind; ``latency`` and
-``connect`` (bucket -> count, :mod:`bench.histogram`, ns; latency from the *intended* start, so a
-server that stalls is charged with everything that it held up); ``series``, what was completed in
-each second; ``cpu``, seconds of this thread, warm-up included; ``quiet``, the longest time without
-a completion; ``lost``, TCP operations that failed, the first 65,536 of them: intended start, when
-they were given up, kind, and whether their connection had been made.
+``connect`` (bucket -> count, :mod:`kproxy.bench.histogram`, ns; latency from the *intended* start,
+so a server that stalls is charged with everything that it held up); ``series``, what was completed
+in each second; ``cpu``, seconds of this thread, warm-up included; ``quiet``, the longest time
+without a completion; ``lost``, TCP operations that failed, the first 65,536 of them: intended
+start, when they were given up, kind, and whether their connection had been made.
 
 OSError: the client could not get what it needs (descriptors, memory). ValueError: no such load.
 """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from bench.ours import BareRelay, Mode
-from bench.peers import Direct, HAProxy, Nginx, Subject
+from kproxy.bench.ours import BareRelay, Mode
+from kproxy.bench.peers import Direct, HAProxy, Nginx, Subject
 from kproxy.errors import UsageError
 
 #: The same as direct, measured beside it: how far two equals are apart is the noise floor.

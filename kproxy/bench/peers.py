@@ -4,7 +4,7 @@ A subject is a way from the client to the pod. To measure another one, write a c
 five: ``name``, :meth:`~Subject.start` in a path's node, :meth:`~Subject.place` to connect to,
 :meth:`~Subject.pids` whose CPU and memory count, :meth:`~Subject.stop`. What it serves is the pod's
 one server; how many threads it has, and with which options, its configuration in ``bench/peers/``
-says. kproxy itself is in :mod:`bench.ours`.
+says. kproxy itself is in :mod:`kproxy.bench.ours`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from pathlib import Path as File
 from string import Template
 from typing import Protocol
 
-from bench.load import Place
-from bench.path import PORT, Path
+from kproxy.bench.helper import ROOT
+from kproxy.bench.load import Place
+from kproxy.bench.path import PORT, Path
 from kproxy.core.objects import Family
 from kproxy.errors import CheckFailed, MachineError
 from kproxy.kernel import command
 from kproxy.kernel.netns import entered
 
-_TEMPLATES = File(__file__).resolve().parent / "peers"
+_TEMPLATES = ROOT / "bench" / "peers"
 
 #: Seconds that a subject may take to listen, and between two looks.
 _PATIENCE, _LOOK = 10.0, 0.01

@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 
 import kproxy
-from bench.helper import ROOT, Helper
-from bench.load import Place
-from bench.path import PORT, Path
 from kproxy import status
+from kproxy.bench.helper import ROOT, Helper
+from kproxy.bench.load import Place
+from kproxy.bench.path import PORT, Path
 from kproxy.core.objects import Family
 from kproxy.errors import CheckFailed
 from kproxy.kernel.netns import entered
@@ -51,7 +51,7 @@ class BareRelay:
 
     def start(self, path: Path) -> None:
         self._path = path
-        self._helper = Helper(path.fd("node"), "bench.relay_agent")
+        self._helper = Helper(path.fd("node"), "kproxy.bench.relay_agent")
         fronts = [
             (protocol, path.node_place(family), path.pod_place(family))
             for protocol in ("tcp", "udp")

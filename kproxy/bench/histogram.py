@@ -2,7 +2,7 @@
 
 Values are nanoseconds. Those below 2,048 are counted exactly; above, each doubling has 1,024
 buckets, so a bucket is at most 1/1,024 of its value wide. The load generator counts in the same
-buckets (bench/generator/record.pxi); this module is what reads them, and its slow twin.
+buckets (kproxy/bench/generator/record.pxi); this module is what reads them, and its slow twin.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """What clients see while a backend fails, and when the node has seen it; one measurement at a time.
 
-Three namespaces as for every measurement (:mod:`bench.path`), but each pod is a process of its own,
-and something is done to one of them while new connections come at a steady rate.
+Three namespaces as for every measurement (:mod:`kproxy.bench.path`), but each pod is a process of
+its own, and something is done to one of them while new connections come at a steady rate.
 
-    python -m bench.failover failover MODE FAULT --rate RATE    # one row as JSON
-    python -m bench.failover rolling MODE --rate RATE
+    python -m kproxy.bench.failover failover MODE FAULT --rate RATE    # one row as JSON
+    python -m kproxy.bench.failover rolling MODE --rate RATE
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Self
 
 import msgspec
 
-from bench.agent import Agent
-from bench.load import Kind, Load, Lost
-from bench.ours import DRAINING, READY, Conditions, Mode
-from bench.path import PORT, Path
-from bench.peers import running
 from kproxy import status
+from kproxy.bench.agent import Agent
+from kproxy.bench.load import Kind, Load, Lost
+from kproxy.bench.ours import DRAINING, READY, Conditions, Mode
+from kproxy.bench.path import PORT, Path
+from kproxy.bench.peers import running
 from kproxy.core.objects import Family, Value
 from kproxy.errors import CheckFailed
 from kproxy.health.journal import FILE, Event
@@ -316,7 +316,7 @@ def _drained(pod: Agent) -> None:
 
 
 def main() -> None:
-    asked = ArgumentParser(prog="python -m bench.failover")
+    asked = ArgumentParser(prog="python -m kproxy.bench.failover")
     asked.add_argument("what", choices=["failover", "rolling"])
     asked.add_argument("mode", choices=MODES)
     asked.add_argument("fault", choices=FAULTS, nargs="?", default="kill")

@@ -19,7 +19,8 @@ from kproxy.errors import CheckFailed
 from kproxy.kernel.netns import entered
 from kproxy.kernel.process import raise_open_files
 
-ROOT = Path(__file__).resolve().parent.parent
+#: Of the tree: what `python -m` may be told to run is below it.
+ROOT = Path(__file__).resolve().parents[2]
 
 #: Seconds that a helper gets to end by itself.
 _GRACE = 2.0

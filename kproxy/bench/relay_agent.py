@@ -1,6 +1,6 @@
 """A process that runs the bare relay (:mod:`kproxy._relay`): no rules, no daemon.
 
-python -m bench.relay_agent       # started by bench.ours.BareRelay, in the node
+python -m kproxy.bench.relay_agent       # started by kproxy.bench.ours.BareRelay, in the node
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from bench.helper import obey
-from bench.load import Place
 from kproxy import _relay
+from kproxy.bench.helper import obey
+from kproxy.bench.load import Place
 
 
 class _Relay:

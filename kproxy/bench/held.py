@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-from bench.load import Place
+from kproxy.bench.load import Place
 from kproxy.core.objects import Value
 from kproxy.kernel import netns
 

@@ -23,8 +23,8 @@ from typing import Self
 
 import msgspec
 
-from bench.agent import Agent
-from bench.load import Load, Place, Result
+from kproxy.bench.agent import Agent
+from kproxy.bench.load import Load, Place, Result
 from kproxy.core.objects import Family
 from kproxy.kernel import netns
 from kproxy.lab.apply import Builder

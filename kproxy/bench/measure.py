@@ -5,11 +5,11 @@ from __future__ import annotations
 import resource
 import time
 
-from bench import usage
-from bench.load import Load, Result
-from bench.path import Path
-from bench.peers import Subject, running
-from bench.usage import Memory
+from kproxy.bench import usage
+from kproxy.bench.load import Load, Result
+from kproxy.bench.path import Path
+from kproxy.bench.peers import Subject, running
+from kproxy.bench.usage import Memory
 from kproxy.core.objects import Family, Value
 
 #: Of a relay's descriptors two go with each connection; HAProxy keeps another half of one for the

@@ -1,0 +1,50 @@
+"""The shape of a group of measures: what stands for all its rounds, and one subject's turn.
+
+A group is entered once, then the conductor (:mod:`kproxy.bench.conductor`) lets its subjects take
+turns, round after round in changing order, for as long as its share of the time allows. One turn
+may give readings at many points. What a subject cannot do it says before (:meth:`Group.absent`),
+never by a figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, Self
+
+from msgspec import field
+
+from kproxy.bench.results import Absent, Cost, Measure, Point
+from kproxy.bench.rounds import Figure
+from kproxy.core.objects import Value
+
+
+class Reading(Value, frozen=True):
+    """Of one point in one turn. ``histogram``: bucket -> count (:mod:`kproxy.bench.histogram`)."""
+
+    figure: Figure
+    histogram: dict[int, int] = field(default_factory=dict)
+    cost: Cost | None = None
+
+
+class Group(Protocol):
+    """A context manager: what stands for all rounds is there within."""
+
+    #: For progress and tables.
+    name: str
+    #: All that its points belong to.
+    measures: Sequence[Measure]
+    #: Who takes turns, the base first.
+    subjects: Sequence[str]
+    #: Who is compared with whom: "" when there is no base.
+    base: str
+    #: Why a wanted subject is left out, or out of one measure.
+    absent: Sequence[Absent]
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def turn(self, subject: str) -> Mapping[Point, Reading]:
+        """Measure one subject once. CheckFailed, MachineError: this subject cannot go on; the
+        conductor leaves it out of the group's later rounds and says why."""
+        ...

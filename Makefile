@@ -8,7 +8,7 @@ SHELL := /bin/bash
 SCRIPTS := netns-lab/up netns-lab/setup.sh tests/run .ci/run
 WITH_SETUP := source netns-lab/setup.sh
 
-.PHONY: help setup test test-kernel semantics release debug fuzz bench clean \
+.PHONY: help setup test test-kernel semantics release debug fuzz bench bench-compare clean \
     verify verify-style verify-types verify-layers verify-cython verify-scripts
 
 help: ## list the targets
@@ -58,10 +58,14 @@ debug: ## build the extension with bounds checks into build/debug, if it changed
 fuzz: ## the packet engine under a fuzzer with an address sanitizer for ten minutes (nightly)
 	@KPROXY_FUZZ_SECONDS=$${KPROXY_FUZZ_SECONDS:-600} python -m pytest -o faulthandler_timeout=0 tests/fuzz
 
-bench: release ## the figures of bench/README.md (root)
-	@python -m pytest bench
+bench: release ## the figures of bench/README.md, kept by commit (root; hours; K=relay: some of them)
+	@$(WITH_SETUP); kp_need_root "make bench"; python -m pytest bench --store build/bench $${K:+-k "$$K"}
 
-clean: ## remove all that was built and cached; .venv stays
-	rm -rf build kproxy/{,bench/}*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+bench-compare: ## what `make bench` found on two commits: A=COMMIT [B=COMMIT]
+	@python -m bench.compare "$${A:?say make bench-compare A=COMMIT B=COMMIT}" $${B:+"$$B"}
+
+clean: ## remove all that was built and cached; .venv and the figures in build/bench stay
+	[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name bench -exec rm -rf {} +
+	rm -rf kproxy/{,bench/}*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 	    .import_linter_cache .benchmarks
 	find kproxy tests bench -name __pycache__ -prune -exec rm -rf {} +

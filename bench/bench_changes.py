@@ -16,13 +16,13 @@ import time
 
 import pytest
 
-from bench import workload
 from bench.bench_sync import ENDPOINTS, V4, backend, scratch
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.held import Held
 from kproxy.backends.iptables.render import Desired
 from kproxy.backends.xtables.door import tool
 from kproxy.backends.xtables.variant import Variant
+from kproxy.bench import workload
 from kproxy.core.snapshot import Snapshot
 from kproxy.kernel import command
 

@@ -31,9 +31,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench import workload
 from kproxy import status
-from kproxy.bench import report, usage
+from kproxy.bench import report, usage, workload
 from kproxy.bench.failover import MODES
 from kproxy.bench.helper import ROOT
 from kproxy.core.objects import Value

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
@@ -21,25 +20,19 @@ from typing import NamedTuple
 import pytest
 
 from bench.tun_floor import TunFloor
-from kproxy.bench import report, usage
+from kproxy.bench import report
 from kproxy.bench.load import Kind, Load
 from kproxy.bench.measure import Taken, measured
-from kproxy.bench.ours import Mode
+from kproxy.bench.ours import PODS, Mode
 from kproxy.bench.path import Path
 from kproxy.bench.peers import Direct, Subject
 from kproxy.bench.rounds import Figure, Round, compare, middle, take
 from kproxy.core.objects import Family
-from kproxy.errors import CheckFailed
 
 ROUNDS = int(os.environ.get("KPROXY_BENCH_ROUNDS", "9"))
 SECONDS = float(os.environ.get("KPROXY_BENCH_SECONDS", "2"))
 
-#: Client and pod are in it.
-_CLUSTER = ("--cluster-cidr", "10.76.0.0/14,fd00::/8")
 OURS = "fastpath"
-
-#: A daemon is calm that takes no more of a processor than that between two looks.
-_CALM, _LOOK, _PATIENCE = 0.03, 0.2, 20.0
 
 
 class Calm(Mode):
@@ -47,13 +40,7 @@ class Calm(Mode):
 
     def start(self, path: Path) -> None:
         super().start(path)
-        deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline:
-            before = usage.cpu_seconds(self.pids())
-            time.sleep(_LOOK)
-            if usage.cpu_seconds(self.pids()) - before <= _CALM * _LOOK:
-                return
-        raise CheckFailed(f"{self.name}: the daemon does not come to rest")
+        self.await_calm()
 
 
 class Bar(NamedTuple):
@@ -143,9 +130,9 @@ def subjects(family: Family) -> dict[str, Subject]:
     floor = {"floor": TunFloor()} if family is Family.IPV4 else {}
     return {
         "direct": Direct(),
-        "iptables": Calm("iptables", *_CLUSTER),
+        "iptables": Calm("iptables", *PODS),
         **floor,
-        OURS: Calm(OURS, *_CLUSTER),
+        OURS: Calm(OURS, *PODS),
     }
 
 

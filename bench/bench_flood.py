@@ -24,7 +24,7 @@ import pytest
 
 from kproxy.bench import report, usage
 from kproxy.bench.helper import ROOT
-from kproxy.bench.load import Kind, Load, Result
+from kproxy.bench.load import Kind, Load
 from kproxy.bench.ours import CLUSTER_IPS, Mode
 from kproxy.bench.path import PORT, Path
 from kproxy.bench.peers import running
@@ -70,8 +70,12 @@ def bench_flood(capsys: pytest.CaptureFixture[str]) -> None:
         with entered(path.fd("node")):
             client = path.client_addresses()[0]
             command.run(["ip", "route", "add", f"{_FROM}/{32 - _BITS}", "via", client])
-        quiet = _loaded(path, mode, 3.0)
+        quiet = path.run(_load(3.0), mode.place(Family.IPV4))
         before = usage.memory(mode.pids())
+        already = path.pod.counters()["accepted"]
+        path.client.begin(_load(_LEAST), [mode.place(Family.IPV4)])
+        while path.pod.counters()["accepted"] < already + CONNECTIONS:
+            time.sleep(0.01)
         words = (_FROM, _BITS, CLUSTER_IPS[Family.IPV4], PORT, SYNS, _LEAST)
         with entered(path.fd("client")):
             flood = subprocess.Popen(
@@ -81,8 +85,7 @@ def bench_flood(capsys: pytest.CaptureFixture[str]) -> None:
                 text=True,
             )
         carried = _carried(path)
-        time.sleep(0.5)
-        under = _loaded(path, mode, _LEAST - 2)
+        under = path.client.result()
         sent, seconds = flood.communicate()[0].split()
         arrived = _carried(path) - carried
         after = usage.memory(mode.pids())
@@ -108,10 +111,9 @@ def bench_flood(capsys: pytest.CaptureFixture[str]) -> None:
     assert grown <= FLOWS * BYTES_OF_A_FLOW + _SPARE
 
 
-def _loaded(path: Path, mode: Mode, seconds: float) -> Result:
+def _load(seconds: float) -> Load:
     """Requests on connections that are made first and kept: one that breaks is a failure."""
-    load = Load(Kind.RR, connections=CONNECTIONS, rate=RATE, seconds=seconds, warmup=0.3)
-    return path.run(load, mode.place(Family.IPV4))
+    return Load(Kind.RR, connections=CONNECTIONS, rate=RATE, seconds=seconds, warmup=0.3)
 
 
 def _carried(path: Path) -> int:

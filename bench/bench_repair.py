@@ -17,7 +17,6 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
-from bench import workload
 from bench.bench_sync import ENDPOINTS, SCRATCH, V4, scratch
 from kproxy.backends.base import Applied, Scope
 from kproxy.backends.iptables import chains
@@ -30,6 +29,7 @@ from kproxy.backends.iptables.watch import watch
 from kproxy.backends.syncer import Syncer
 from kproxy.backends.xtables.door import ToolDoor, tool
 from kproxy.backends.xtables.variant import Variant
+from kproxy.bench import workload
 from kproxy.kernel import command
 
 SIZES = [int(size) for size in os.environ.get("KPROXY_BENCH_SIZES", "1000,5000").split(",")]

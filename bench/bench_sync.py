@@ -21,13 +21,13 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bench import workload
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.endpoint_set import NAMES
 from kproxy.backends.iptables.host import Machine
 from kproxy.backends.syncer import Syncer
 from kproxy.backends.xtables.door import ToolDoor
 from kproxy.backends.xtables.variant import Variant
+from kproxy.bench import workload
 from kproxy.core.decode import decode_json
 from kproxy.core.events import Delta
 from kproxy.core.objects import ClusterObject, Family

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from bench import workload
+from kproxy.bench import workload
 from kproxy.core.decode import decode_value
 from kproxy.core.events import Delta, Ref
 from kproxy.core.objects import Family, ObjectKey

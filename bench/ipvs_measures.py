@@ -21,7 +21,6 @@ from typing import Any
 
 import msgspec
 
-from bench import workload
 from bench.churn import SETTINGS, Churn
 from kproxy.backends.ipvs import text
 from kproxy.backends.ipvs.apply import IpvsBackend
@@ -32,6 +31,7 @@ from kproxy.backends.ipvs.render import Desired, render
 from kproxy.backends.ipvs.sets import kinds
 from kproxy.backends.syncer import Syncer
 from kproxy.backends.xtables.variant import Variant
+from kproxy.bench import workload
 from kproxy.core.objects import Family
 from kproxy.core.snapshot import Snapshot
 from kproxy.kernel import command, netns

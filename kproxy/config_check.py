@@ -36,6 +36,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("fastpath.workers", 0, 64),
     # The engine's index holds no more; 262,144 take 32 MB of each family when all are in use.
     ("fastpath.maxFlows", 1, 1 << 28),
+    ("fastpath.newPerSecond", 0, 1 << 28),
 )
 _POSITIVE = (
     *("iptables.syncPeriod", "ipvs.syncPeriod", "nftables.syncPeriod"),
@@ -100,12 +101,22 @@ _OF_MODES = (
 )
 
 
+#: Fields of the section ``iptables``, which governs all modes but nftables: that has its own.
+_NOT_NFTABLES = (
+    *("masqueradeAll", "masqueradeBit", "localhostNodePorts"),
+    *("syncPeriod", "minSyncPeriod"),
+)
+
+
 def without_effect(config: Config) -> tuple[str, ...]:
     """One line for each setting that was made and does nothing in this version."""
     default = Config()
     mode = config.effective_mode
     elsewhere = [(path, owner) for owner, some in _OF_MODES for path in some if mode != owner]
-    settings = (*_NO_EFFECT, *((path, f"belongs to {owner} mode") for path, owner in elsewhere))
+    settings = [*_NO_EFFECT, *((path, f"belongs to {owner} mode") for path, owner in elsewhere)]
+    if mode == "nftables":
+        said = "belongs to other modes; this one has the section nftables"
+        settings += [(f"iptables.{name}", said) for name in _NOT_NFTABLES]
     return tuple(
         f"{path}: {what}"
         for path, what in settings
@@ -176,6 +187,11 @@ def _details(config: Config) -> Iterator[str]:
     needed = _DETECT_LOCAL_NEEDS.get(config.detect_local_mode)
     if needed and not value_at(config, needed):
         yield f"{needed}: must be set for detectLocalMode {config.detect_local_mode}"
+    for path in _DETECT_LOCAL_NEEDS.values():
+        name = str(value_at(config, path))
+        # The kernel's own bounds, and what ends a string for nft.
+        if name and not re.fullmatch(r'[^\s/"\x00-\x1f]{1,15}', name):
+            yield f"{path}: {name!r} is no name of an interface"
     try:
         port_range(config.port_range)
     except ValueError as wrong:

@@ -83,11 +83,13 @@ class Userspace(Value, frozen=True, rename="camel"):
 class Fastpath(Value, frozen=True, rename="camel"):
     """kproxy's own, as a section. ``workers`` 0: as many threads as cores, at most four.
     ``max_flows`` of each family at a time; connections to an endpoint that went end after
-    ``drain_timeout``. ``seed``: 32 hexadecimal digits, by which all nodes that have the same one
-    choose the same endpoint for a client; "" lets each keep one of its own."""
+    ``drain_timeout``. ``new_per_second``: connections that may begin, of each family; 0: 50,000 a
+    thread. ``seed``: 32 hexadecimal digits, by which all nodes that have the same one choose the
+    same endpoint for a client; "" lets each keep one of its own."""
 
     workers: int = 0
     max_flows: int = 262_144
+    new_per_second: int = 0
     drain_timeout: Seconds = Seconds(15 * 60)
     seed: str = ""
 

@@ -91,6 +91,9 @@ EVENTS: tuple[Event, ...] = (
           "Partial restores that the kernel refused", modes=_IPTABLES),
     Event("sync_proxy_rules_nftables_sync_failures_total", Counter,
           "Transactions that the kernel refused", modes=_NFTABLES),
+    Event("sync_proxy_rules_nftables_cleanup_failures_total", Counter,
+          "Always 0: what is stale ends in the transaction that makes it so, or that fails as such",
+          modes=_NFTABLES),
     Event("conntrack_reconciler_sync_duration_seconds", Histogram,
           "Time to compare the table of tracked flows with the plan", buckets=SYNC_BUCKETS),
     Event("conntrack_reconciler_deleted_entries_total", Counter, "Stale flows deleted"),
@@ -101,6 +104,8 @@ EVENTS: tuple[Event, ...] = (
 OWN: tuple[Event, ...] = (
     Event("kproxy_foreign_changes_total", Counter,
           "Syncs that found rules changed by others, and mended them"),
+    Event("kproxy_nftables_last", Gauge, "Rules and elements that the last sync wrote",
+          labels=("kind", *_FAMILY), modes=_NFTABLES),
     Event("kproxy_health_transitions_total", Counter,
           "Changed verdicts on endpoints (up, down, ejected, readmitted) and on service ports"
           " (panic, calm)", labels=("kind", *_FAMILY)),
@@ -203,11 +208,10 @@ class Metrics:
         self._of("sync_proxy_rules_last_timestamp_seconds", family).set(record.at)
         for seconds in record.latencies:
             self._of("network_programming_duration_seconds", family).observe(seconds)
-        if "sync_proxy_rules_iptables_last" in self._events:
-            written = dict(record.tables)
-            for table in ("nat", "filter"):
-                gauge = self._events["sync_proxy_rules_iptables_last"]
-                gauge.labels(table, _label(family)).set(written.get(table, 0))
+        written = dict(record.tables)
+        for name in _WRITTEN.keys() & self._events.keys():
+            for kind in _WRITTEN[name]:
+                self._events[name].labels(kind, _label(family)).set(written.get(kind, 0))
 
     def reconciled(self, family: Family, seconds: float, deleted: int) -> None:
         """The table of tracked flows was compared with the plan, and ``deleted`` flows removed."""
@@ -232,12 +236,20 @@ class Metrics:
         return self._events[name].labels(_label(family))
 
 
+#: What a sync wrote is counted by table, or by kind: metric -> its tables or kinds.
+_WRITTEN = {
+    "sync_proxy_rules_iptables_last": ("nat", "filter"),
+    "kproxy_nftables_last": ("rules", "elements"),
+}
+
+
 def _failures(record: SyncRecord) -> dict[str, int]:
     partial = record.refused and not record.full
     return {
         "sync_proxy_rules_iptables_restore_failures_total": int(record.refused),
         "sync_proxy_rules_iptables_partial_restore_failures_total": int(partial),
         "sync_proxy_rules_nftables_sync_failures_total": int(record.refused),
+        "sync_proxy_rules_nftables_cleanup_failures_total": 0,
         "kproxy_foreign_changes_total": int(record.foreign),
     }
 
@@ -262,7 +274,9 @@ class _States(Collector):
         yield from self._changes()
         yield _no_local_endpoints([plan for plan, _ in plans])
         if self._watched.mode in _IPTABLES:
-            yield self._rules(plans)
+            yield self._objects(plans, f"{PREFIX}sync_proxy_rules_iptables_total", "table")
+        if self._watched.mode in _NFTABLES:
+            yield self._objects(plans, "kproxy_nftables_objects", "kind")
         if self._watched.mode == "iptables":
             yield from _counted()
         if relays := tuple(self._watched.relays):
@@ -288,15 +302,12 @@ class _States(Collector):
             yield GaugeMetricFamily(f"{name}_pending", f"Changed {kind}s to sync", value=waiting)
             yield CounterMetricFamily(f"{name}_total", f"Changed {kind}s seen", value=total)
 
-    def _rules(self, plans: tuple[tuple[Snapshot, Any], ...]) -> Metric:
-        metric = GaugeMetricFamily(
-            f"{PREFIX}sync_proxy_rules_iptables_total",
-            "Rules of ours that are in force",
-            labels=("table", *_FAMILY),
-        )
+    def _objects(self, plans: tuple[tuple[Snapshot, Any], ...], name: str, label: str) -> Metric:
+        """Rules, and elements of sets and maps, by table or kind."""
+        metric = GaugeMetricFamily(name, "What of ours is in force", labels=(label, *_FAMILY))
         for plan, desired in plans:
-            for table, count in modes.counts(self._watched.mode, desired).items():
-                metric.add_metric((table, _label(plan.family)), count)
+            for each, count in modes.counts(self._watched.mode, desired).items():
+                metric.add_metric((each, _label(plan.family)), count)
         return metric
 
 

@@ -21,6 +21,7 @@ iproute2    | ip                    | lab   | network namespaces by hand; what u
 iptables    | iptables-restore      | lab   | the iptables mode, both variants
 nftables    | nft                   | lab   | the nft variant, seen from below
 ipset       | ipset                 | lab   | sets of the ipvs mode, seen from below
+ipvsadm     | ipvsadm               | lab   | its virtual servers, seen from below
 conntrack   | conntrack             | lab   | the table of connections, seen from below
 curl        | curl                  | lab   | what users talk to services with
 libpcap0.8  | libpcap.so.0.8        | lab   | filters of kproxy lab capture
@@ -193,8 +194,8 @@ kp_digest() {
 
 # kp_requirements lab|tests: what pyproject.toml names, and the project itself (editable).
 kp_requirements() {
-    local purpose=$1 digest stamp extras=() requirements
-    [ "$purpose" = lab ] || extras=(test verify bench)
+    local purpose=$1 digest stamp extras=(report) requirements
+    [ "$purpose" = lab ] || extras+=(test verify bench)
     stamp=$KP_VENV/kproxy-$purpose.stamp
     digest=$(kp_digest "$KP_ROOT/pyproject.toml" "$KP_ROOT/setup.py")
     [ "$(cat "$stamp" 2>/dev/null)" != "$digest" ] || return 0

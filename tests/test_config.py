@@ -18,7 +18,7 @@ from kproxy.config import (
     to_mapping,
     value_at,
 )
-from kproxy.config_sections import DetectLocal, Health, Iptables, Userspace
+from kproxy.config_sections import DetectLocal, Health, Iptables, Nftables, Userspace
 from kproxy.durations import Seconds, format_duration, parse_duration
 from kproxy.errors import ConfigError
 
@@ -260,6 +260,8 @@ def test_an_unusable_file_is_an_error(tmp_path: Path, text: str | None, told: st
         ({"detectLocalMode": "Guess"}, "detectLocalMode"),
         ({"detectLocalMode": "BridgeInterface"}, "detectLocal.bridgeInterface"),
         ({"detectLocalMode": "InterfaceNamePrefix"}, "detectLocal.interfaceNamePrefix"),
+        ({"detectLocal.bridgeInterface": 'x" drop "'}, "detectLocal.bridgeInterface"),
+        ({"detectLocal.interfaceNamePrefix": "x" * 16}, "detectLocal.interfaceNamePrefix"),
         ({"mode": "magic"}, "mode: 'magic'"),
         ({"mode": "ipvs", "ipvs.scheduler": "best"}, "ipvs.scheduler"),
         ({"mode": "ipvs", "ipvs.excludeCIDRs": ("x",)}, "ipvs.excludeCIDRs"),
@@ -424,6 +426,18 @@ def test_userspace_modes_own_settings_have_effect_there() -> None:
         mode="userspace", port_range="1-2", udp_idle_timeout=Seconds(1), userspace=Userspace(3)
     )
     assert config_check.without_effect(config) == ()
+
+
+def test_nftables_mode_says_what_it_does_not_look_at() -> None:
+    """--masquerade-all and the other flags of the section iptables do nothing there; its own
+    section has effect."""
+    own = Nftables(masquerade_all=True, masquerade_bit=3, sync_period=Seconds(7), choice="hash")
+    config = Config(mode="nftables", nftables=own)
+    assert config_check.without_effect(config) == ()
+    assert config.periods.sync_period == 7
+    lines = config_check.without_effect(replace_at(config, "iptables.masqueradeAll", True))
+    assert [line.split(":")[0] for line in lines] == ["iptables.masqueradeAll"]
+    assert "nftables" in lines[0]
 
 
 def test_own_sections_are_written_when_set() -> None:

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from kproxy.backends.fastpath.figures import EngineFigures
 from kproxy.backends.iptables.apply import IptablesBackend
 from kproxy.backends.iptables.host import Machine
+from kproxy.backends.nftables.render import render
 from kproxy.backends.userspace.estate import Counters, EndpointCounters, Figures
 from kproxy.core.events import Delta
 from kproxy.core.objects import Family, PortName, Protocol, ServiceType, TrafficPolicy
@@ -28,8 +29,8 @@ from tests.factories import make_endpoint, make_port, make_service, make_setting
 FAMILY = frozenset({"ip_family"})
 SYNC_TIMES = [0.001 * 2**k for k in range(15)]
 
-#: kube-proxy's, without its prefix: name -> (type, labels). Those of nftables mode are left
-#: out, and those that the kernel counts: they are there when its counters are.
+#: kube-proxy's, without its prefix: name -> (type, labels). Those that the kernel counts are left
+#: out: they are there when its counters are.
 KUBE_PROXY: dict[str, tuple[str, frozenset[str]]] = {
     "sync_proxy_rules_duration_seconds": ("histogram", FAMILY),
     "sync_full_proxy_rules_duration_seconds": ("histogram", FAMILY),
@@ -61,6 +62,15 @@ OWN = {
 }
 
 
+#: In nftables mode, in place of those with ``iptables`` in their names.
+NFTABLES = {
+    "kubeproxy_sync_proxy_rules_nftables_sync_failures_total": ("counter", FAMILY),
+    "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total": ("counter", FAMILY),
+    "kproxy_nftables_objects": ("gauge", FAMILY | {"kind"}),
+    "kproxy_nftables_last": ("gauge", FAMILY | {"kind"}),
+}
+
+
 class Watched:
     """A proxy that stands still."""
 
@@ -83,6 +93,12 @@ def plan_of(*objects: Any) -> tuple[Snapshot, Any]:
     snapshot = Planner(Family.IPV4).plan(tracker, make_settings())
     backend = IptablesBackend(Family.IPV4, "nft", machine=Machine())
     return snapshot, backend.render(snapshot, None)
+
+
+class WatchedNftables(Watched):
+    """The same in nftables mode."""
+
+    mode = "nftables"
 
 
 def record(
@@ -122,8 +138,42 @@ def busy() -> Metrics:
 
 def test_every_metric_has_kube_proxys_name_type_and_labels() -> None:
     """The exposition holds kube-proxy's metrics and ours, and no other of either prefix."""
-    families, _ = scraped(busy())
-    found = {
+    kube_proxys = {f"kubeproxy_{name}": what for name, what in KUBE_PROXY.items()}
+    assert ours(busy()) == {**kube_proxys, **OWN}
+
+
+def test_nftables_mode_has_its_own() -> None:
+    """Those of iptables are not there, kube-proxy's of this mode are, from the first sync on, and
+    what is in force and what was written last by kind."""
+    plan, _ = plan_of(make_service(), make_slice("10.180.0.1", "10.180.0.2"))
+    desired = render(plan, None)
+    metrics = Metrics(WatchedNftables((plan, desired)))
+    metrics.asked(Family.IPV4, 999.0)
+    for full in (True, False):
+        metrics.synced(record(full=full, latencies=(0.3,), tables=(("elements", 4),)))
+    metrics.reconciled(Family.IPV4, 0.001, 2)
+    kube_proxys = {
+        f"kubeproxy_{name}": what for name, what in KUBE_PROXY.items() if "iptables" not in name
+    }
+    assert ours(metrics) == {**kube_proxys, **OWN, **NFTABLES}
+    metrics.synced(record(ok=False, refused=True))
+    _, samples = scraped(metrics)
+    four = {"ip_family": "IPv4"}
+    prefix = "kubeproxy_sync_proxy_rules_nftables"
+    assert value(samples, f"{prefix}_sync_failures_total", **four) == 1
+    assert value(samples, f"{prefix}_cleanup_failures_total", **four) == 0
+    assert value(samples, "kproxy_nftables_last", kind="elements", **four) == 4
+    assert value(samples, "kproxy_nftables_last", kind="rules", **four) == 0
+    elements = sum(map(len, desired.elements().values()))
+    rules = sum(len(chain.rules) for chain in desired.chains.values())
+    for kind, count in (("elements", elements), ("rules", rules)):
+        assert value(samples, "kproxy_nftables_objects", kind=kind, **four) == count
+
+
+def ours(metrics: Metrics) -> dict[str, tuple[str, frozenset[str]]]:
+    """kube-proxy's metrics and ours: name -> (type, labels)."""
+    families, _ = scraped(metrics)
+    return {
         name: (
             family.type,
             frozenset().union(*(sample.labels for sample in family.samples)) - {"le"},
@@ -131,7 +181,6 @@ def test_every_metric_has_kube_proxys_name_type_and_labels() -> None:
         for name, family in families.items()
         if name.startswith(("kubeproxy_", "kproxy_")) and name != "kproxy_build_info"
     }
-    assert found == {**{f"kubeproxy_{name}": what for name, what in KUBE_PROXY.items()}, **OWN}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ Actual = TypeVar("Actual")
 Patch = TypeVar("Patch")
 Believed_contra = TypeVar("Believed_contra", contravariant=True)
 Read_co = TypeVar("Read_co", covariant=True)
+Wanted = TypeVar("Wanted")
+Read_contra = TypeVar("Read_contra", contravariant=True)
 
 
 class Applied(Value, frozen=True):
@@ -184,6 +186,14 @@ class Rereading(Protocol[Believed_contra, Read_co]):
 
     def reread(self, believed: Believed_contra, scope: Scope) -> Read_co:
         """As ``read``, when ``believed`` is in force but for what others did within ``scope``."""
+
+
+@runtime_checkable
+class Adopting(Protocol[Wanted, Read_contra]):
+    """A backend to which some of what it finds is as good as what it would have made."""
+
+    def adopted(self, desired: Wanted, actual: Read_contra) -> Wanted:
+        """Pure: what means the same as ``desired`` and lies nearest to ``actual``."""
 
 
 @runtime_checkable

@@ -30,7 +30,8 @@ class Built(Value, frozen=True):
     standing, spared)`` takes away what the mode, kube-proxy's too, left in that variant, now that
     the mode ``standing`` serves instead, which has what is ``spared``; it returns whether there was
     anything. ``layout()`` are the mode's own chains and rules in the kernel's tables, if any.
-    ``proven`` false: the mode is there by its name, but ``all`` does not stand for it yet.
+    ``rival``: kube-proxy's form of the mode stands beside ours under names of its own, so that
+    there is something to sweep also when the mode itself serves.
     ``former(actual)`` is what rules found in the kernel do for UDP.
     ``counts(desired)`` are its objects in force by table, and ``prepare(backend, snapshot)`` does
     what needs more rights than the daemon may have; it returns the sysctls that it set.
@@ -47,7 +48,7 @@ class Built(Value, frozen=True):
     sweep: Callable[[Family, str, str, Layout | None], bool]
     layout: Callable[[], Layout] | None = None
     offered: bool = True
-    proven: bool = True
+    rival: bool = False
 
 
 def _iptables(family: Family, variant: str, asked: ModeSettings) -> AnyBackend:
@@ -304,7 +305,7 @@ def _nftables_watch(variant: str, families: Iterable[Family], spared: Iterable[s
 def _nftables_sweep(family: Family, variant: str, standing: str, spared: Layout | None) -> bool:
     from kproxy.backends.nftables.sweep import sweep
 
-    return sweep(family)
+    return sweep(family, standing)
 
 
 #: Modes that are not here come in later versions. The first variant is the one that is shown when
@@ -369,6 +370,6 @@ BUILT: dict[str, Built] = {
         former=_nftables_former,
         watch=_nftables_watch,
         sweep=_nftables_sweep,
-        proven=False,
+        rival=True,
     ),
 }

@@ -53,7 +53,6 @@ def choices() -> tuple[Choice, ...]:
     return tuple(
         Choice(mode, variant)
         for mode, form in BUILT.items()
-        if form.proven
         for variant in variants(mode) or (_alone(mode),)
     )
 
@@ -78,8 +77,12 @@ def parse(name: str) -> Choice:
 def named(mode: str, variant: str = AUTO) -> Choice:
     """The choice that a mode and a ``--iptables-variant`` mean together; UsageError as above."""
     choice = parse(mode)
-    if variant == AUTO or variant not in BUILT[choice.mode].variants:
-        return choice if variant == AUTO else parse(f"{choice.mode}-{variant}")
+    if variant == AUTO:
+        return choice
+    known = BUILT[choice.mode].variants
+    if variant not in known:
+        there = f"there are: {', '.join(known)}" if known else "leave --iptables-variant out"
+        raise UsageError(f"mode {choice.mode} has no variant {variant!r}", hint=there)
     return Choice(choice.mode, variant)
 
 
@@ -109,7 +112,8 @@ def watch(choice: Choice, families: Iterable[Family], spared: Iterable[str] = ()
 
 
 def sweep(standing: Choice, families: Iterable[Family]) -> tuple[Choice, ...]:
-    """Take away what every other mode and variant left in the calling thread's namespace.
+    """Take away what every other mode and variant left in the calling thread's namespace, and what
+    kube-proxy left of this one, where that is not what ours has taken over.
 
     To be called when ``standing`` serves all of ``families``, so that no packet meets neither.
     Returns those of which there was something.
@@ -118,7 +122,7 @@ def sweep(standing: Choice, families: Iterable[Family]) -> tuple[Choice, ...]:
     for mode, form in BUILT.items():
         for variant in form.variants or ("",):
             other = Choice(mode, variant)
-            if other != standing:
+            if other != standing or form.rival:
                 spared = _spared(standing, variant)
                 swept = [form.sweep(each, variant, standing.mode, spared) for each in families]
                 left += [other] * any(swept)

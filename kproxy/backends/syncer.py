@@ -12,7 +12,17 @@ from typing import Generic, cast
 
 import msgspec
 
-from kproxy.backends.base import Actual, Applied, Backend, Desired, Partial, Patch, Rereading, Scope
+from kproxy.backends.base import (
+    Actual,
+    Adopting,
+    Applied,
+    Backend,
+    Desired,
+    Partial,
+    Patch,
+    Rereading,
+    Scope,
+)
 from kproxy.backends.isolate import isolate
 from kproxy.collector import held_off
 from kproxy.core.objects import PortName, Value
@@ -109,6 +119,8 @@ class Syncer(Generic[Desired, Actual, Patch]):
         scope = self._scope
         if self._reads or before is None or scope is not None:
             actual = self._read(before, None if self._reads else scope)
+            if before is None and isinstance(self.backend, Adopting):
+                desired = self._desired = self.backend.adopted(desired, actual)
             patch = self.backend.diff(desired, actual)
             if before is not None and patch is not None:
                 foreign = before is desired or self.backend.diff(before, actual) is not None

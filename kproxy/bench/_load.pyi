@@ -52,7 +52,7 @@ def exchange(
     targets: Sequence[Place],
     sources: Sequence[str] = (),
     *,
-    closer: Literal["client", "reset", "server"] = "client",
+    closer: Literal["client", "reset", "server", "both"] = "client",
     per_connection: int = 1,
     connections: int,
     rate: float,
@@ -65,7 +65,8 @@ def exchange(
 ) -> Counted:
     """TCP requests. ``per_connection`` 1: connect, ask, be answered, close, all in the latency; 0:
     on connections that are made first and kept; else so many on each. ``closer``: who ends a
-    connection, and how (FIN by the client, RST by the client, FIN by the server)."""
+    connection, and how (FIN by the client, RST by the client, FIN by the server, FIN by both as
+    soon as each has done its part)."""
 
 def stream(
     targets: Sequence[Place],
@@ -124,5 +125,5 @@ class Server:
         ``datagrams_out``, ``wrong`` (what no client of ours sends), ``accept_failures``."""
 
     def series(self, since: int, until: int) -> list[tuple[int, int]]:
-        """(bytes, datagrams) that arrived in each whole tenth of a second (of the clock, not of
+        """(bytes, datagrams) that arrived in each whole hundredth of a second (of the clock, not of
         ``since``) between two times, ns. Ten minutes are kept."""

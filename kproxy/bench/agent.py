@@ -77,6 +77,12 @@ class Agent(Helper):
         )
 
 
+def asked(connection: socket) -> None:
+    """One question on a connection that is kept, and its answer. OSError: there is none."""
+    connection.sendall(_ASK)
+    _take(connection, len(_ASK))
+
+
 # --- the process --------------------------------------------------------------------------------
 
 

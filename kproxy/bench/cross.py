@@ -1,191 +1,239 @@
-"""The generator beside wrk: the same requests to the same server by the same path, in turns.
+"""The generator beside other people's: wrk for requests, iperf3 for streams, in paired rounds.
 
     python -m kproxy.bench.cross [SUBJECT ...] [--seconds S] [--rounds N] [-o json]
 
-The server of the pod speaks HTTP as well (:file:`generator/http.pxi`), so wrk's requests and ours
-differ in their bytes and in nothing else: both have as many, both ways. Two loads: requests on kept
-connections, and a connection for each request that the server closes. Shown are the medians of the
-rounds and the median of the ratios within a round; status 1 when one is further from 1 than
-``--within`` (0.25) allows.
+In each round the generator, the other tool and the other tool once more are measured one after the
+other, each on a path of its own, in an order that turns. So there are two ratios: ours to the
+tool's, and the tool's to its own. How far the second is from 1 is the noise of this check on this
+machine; the two agree when the interval of the first comes as near to 1 as that noise, or as the
+check's ``margin``: a client's own work is part of every figure, and two clients do not do the same
+work. Status 1 when two do not agree or anything failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
-from typing import Any
 
 import msgspec
 
-from kproxy.bench.load import Kind, Load, Place
+from kproxy.bench import rounds
+from kproxy.bench.clients import (
+    KEPT,
+    SHORT,
+    Seen,
+    by_iperf3,
+    by_requests,
+    by_streams,
+    by_wrk,
+)
+from kproxy.bench.load import Place
 from kproxy.bench.path import Path
-from kproxy.bench.peers import running
-from kproxy.bench.subjects import SUBJECTS, made
+from kproxy.bench.peers import Subject, running
+from kproxy.bench.rounds import Figure
+from kproxy.bench.subjects import COMPARED, made
 from kproxy.core.objects import Family, Value
-from kproxy.errors import CheckFailed, MachineError
+from kproxy.errors import CheckFailed, KproxyError, MachineError
 from kproxy.kernel import command
-from kproxy.kernel.netns import entered
 
-#: Bytes of an answer; wrk asks for them by the path.
-ANSWER = 64
+#: Of the intervals.
+_LEVEL = 0.95
 
-#: Connections at once, where they are kept and where each has one request.
-KEPT, SHORT = 64, 16
-
-_WARMUP = 0.3
-
-#: wrk's units of time, in microseconds.
-_UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}
+OURS, THEIRS, AGAIN = "ours", "theirs", "theirs again"
 
 
-class Seen(Value, frozen=True):
-    """What a client counted: requests a second, and latencies in microseconds."""
-
-    rate: float
-    p50: float
-    p99: float
-    failed: int = 0
+#: Measures at a place of a path for so many seconds.
+Ask = Callable[[Path, Place, int], Seen]
 
 
-class Turn(Value, frozen=True):
-    """Both clients, one after the other, on paths of their own."""
+class Check(Value, frozen=True):
+    """One load and both who make it. ``margin``: how far the clients' own work may set them apart;
+    ``answers``: the generator's server is in the pod, else the tool brings its own."""
 
+    name: str
+    tool: str
+    unit: str
+    ours: Ask
+    theirs: Ask
+    margin: float
+    answers: bool = True
+
+
+class Crossed(Value, frozen=True):
+    """What the rounds show: medians, and the ratio ours / theirs with its interval. ``noise`` is
+    how far the tool is from itself (the wider end of that interval)."""
+
+    subject: str
+    check: str
+    tool: str
+    unit: str
     ours: Seen
-    wrk: Seen
+    theirs: Seen
+    ratio: float
+    low: float
+    high: float
+    noise: float
+    margin: float
+    rounds: int
 
     @property
-    def ratio(self) -> float:
-        return self.ours.rate / self.wrk.rate
+    def failed(self) -> int:
+        return self.ours.failed + self.theirs.failed
 
+    @property
+    def allowed(self) -> float:
+        """What the ratio may be off by; too few rounds have no noise to speak of."""
+        return max(self.margin, self.noise if self.noise != float("inf") else 0.0)
 
-def request_of(place: Place, *, closes: bool) -> bytes:
-    """What wrk sends."""
-    host, port = place
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    fields = f"Host: {where}\r\n" + ("Connection: close\r\n" if closes else "")
-    return f"GET /{ANSWER} HTTP/1.1\r\n{fields}\r\n".encode()
+    @property
+    def agree(self) -> bool:
+        low, high = (self.low, self.high) if self.low else (self.ratio, self.ratio)
+        return not self.failed and low <= 1 + self.allowed and high >= 1 / (1 + self.allowed)
 
-
-def by_wrk(path: Path, place: Place, seconds: int, *, closes: bool) -> Seen:
-    """wrk in the client's namespace, one thread as the generator has. MachineError: no wrk."""
-    host, port = place
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    argv = [command.require("wrk"), "-t1", f"-c{SHORT if closes else KEPT}", f"-d{seconds}s"]
-    argv += ["--latency", *(("-H", "Connection: close") if closes else ())]
-    with entered(path.fd("client")):
-        done = subprocess.run(
-            [*argv, f"http://{where}/{ANSWER}"], capture_output=True, text=True, check=False
+    def __str__(self) -> str:
+        said = "agree" if self.agree else "do NOT agree"
+        return (
+            f"{self.subject}, {self.check}: the generator and {self.tool} {said}:"
+            f" {self.ours.rate:,.0f} and {self.theirs.rate:,.0f} {self.unit},"
+            f" ratio {self.ratio:.2f} [{self.low:.2f}, {self.high:.2f}] in {self.rounds} rounds;"
+            f" {self.tool} to itself within {self.noise:.2f}"
+            + (f"; FAILED: {self.failed}" if self.failed else "")
         )
-    if done.returncode:
-        raise CheckFailed(f"ended with {done.returncode}: {done.stderr.strip()}", where="wrk")
-    return read_wrk(done.stdout)
 
 
-def read_wrk(text: str) -> Seen:
-    """wrk's report. CheckFailed: it is none."""
-    rate = re.search(r"^Requests/sec:\s+([\d.]+)", text, re.MULTILINE)
-    shares = {
-        share: float(value) * _UNITS[unit]
-        for share, value, unit in re.findall(r"^\s+(\d+)%\s+([\d.]+)(us|ms|s)", text, re.MULTILINE)
-    }
-    if rate is None or not {"50", "99"} <= shares.keys():
-        raise CheckFailed("not what was expected", where="wrk", hint=text.strip())
-    errors = re.search(r"Socket errors: (.*)", text)
-    failed = sum(map(int, re.findall(r"\d+", errors[1]))) if errors else 0
-    other = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
-    failed += int(other[1]) if other else 0
-    return Seen(float(rate[1]), shares["50"], shares["99"], failed)
+def _requests(name: str, margin: float, *, closes: bool) -> Check:
+    ours, theirs = (partial(each, closes=closes) for each in (by_requests, by_wrk))
+    return Check(name, "wrk", "1/s", ours, theirs, margin)
 
 
-def by_us(path: Path, place: Place, seconds: int, *, closes: bool) -> Seen:
-    """The generator, with requests and answers as long as wrk's."""
-    load = Load(
-        Kind.CRR if closes else Kind.RR,
-        connections=SHORT if closes else KEPT,
-        seconds=seconds,
-        warmup=_WARMUP,
-        closer="server" if closes else "client",
-        request_bytes=len(request_of(place, closes=closes)),
-        response_bytes=ANSWER,
+def _streams(name: str, margin: float, streams: int) -> Check:
+    ours, theirs = (partial(each, streams=streams) for each in (by_streams, by_iperf3))
+    return Check(name, "iperf3", "bit/s", ours, theirs, margin, answers=False)
+
+
+#: Every check. wrk parses HTTP and asks epoll several times a connection, which is the margin.
+CHECKS: tuple[Check, ...] = (
+    _requests(f"requests on {KEPT} kept connections", 0.25, closes=False),
+    _requests(f"{SHORT} short connections at once", 0.25, closes=True),
+    _streams("one stream", 0.25, 1),
+    _streams("four streams", 0.25, 4),
+)
+
+
+# --- rounds -------------------------------------------------------------------------------------
+
+
+def crossed(name: str, check: Check, *, count: int, seconds: int) -> Crossed:
+    """One check against one subject, in so many rounds after one that is left out. MachineError:
+    the tool is not installed."""
+    command.require(check.tool)
+    (subject,) = made([name]).values()
+    taken = rounds.take(
+        lambda who: _one(check, subject, who, seconds), (OURS, THEIRS, AGAIN), rounds=count
     )
-    # From one address, as wrk does.
-    result = path.completed(path.client.run(load, place))
-    p50, p99 = (1e6 * result.latency.percentile(share) for share in (50, 99))
-    return Seen(result.rate, p50, p99, result.failed)
+    figures = [{who: Figure(seen.rate) for who, seen in each.items()} for each in taken]
+    ratio = rounds.compare(figures, OURS, THEIRS, level=_LEVEL)
+    return Crossed(
+        subject=subject.name,
+        check=check.name,
+        tool=check.tool,
+        unit=check.unit,
+        ours=_middle([each[OURS] for each in taken]),
+        theirs=_middle([each[THEIRS] for each in taken]),
+        ratio=ratio.ratio,
+        low=ratio.low,
+        high=ratio.high,
+        noise=rounds.noise(figures, THEIRS, AGAIN, level=_LEVEL),
+        margin=check.margin,
+        rounds=len(taken),
+    )
 
 
-def turns(name: str, rounds: int, seconds: int, *, closes: bool) -> list[Turn]:
-    """Each on a path of its own; who is first changes."""
-    taken = []
-    for number in range(rounds):
-        found: dict[str, Seen] = {}
-        for who in ("ours", "wrk") if number % 2 else ("wrk", "ours"):
-            (subject,) = made([name]).values()
-            with Path() as path, running(subject, path):
-                ask = by_us if who == "ours" else by_wrk
-                found[who] = ask(path, subject.place(Family.IPV4), seconds, closes=closes)
-        taken.append(Turn(**found))
-    return taken
+def notes(names: Sequence[str], *, count: int, seconds: int) -> Iterator[str]:
+    """A sentence for each check and subject, as they come, for whoever reads the other figures; a
+    tool that is missing, or a check that could not be made, is one as well. A check of a subject
+    takes ``3 * (count + 1) * (seconds + 0.3)`` seconds, and a daemon's start each time."""
+    for check in CHECKS:
+        for name in names:
+            try:
+                yield f"Cross-check: {crossed(name, check, count=count, seconds=seconds)}."
+            except MachineError as lacking:
+                yield f"Cross-check with {check.tool} left out: {lacking}."
+                break
+            except CheckFailed as failed:
+                yield f"Cross-check of {name}, {check.name}: {failed}."
 
 
-def row(name: str, what: str, taken: Sequence[Turn]) -> dict[str, Any]:
-    """Medians of the turns."""
-    sides = {
-        who: {
-            field: median(getattr(getattr(turn, who), field) for turn in taken)
-            for field in ("rate", "p50", "p99", "failed")
-        }
-        for who in ("ours", "wrk")
-    }
-    return {"subject": name, "load": what, **sides, "ratio": median(t.ratio for t in taken)}
+def _one(check: Check, subject: Subject, who: str, seconds: int) -> Seen:
+    ask = check.ours if who == OURS else check.theirs
+    with Path(apart=who != OURS and not check.answers) as path, running(subject, path):
+        subject.await_calm()
+        return ask(path, subject.place(Family.IPV4), seconds)
 
 
-_LINE = "{:10} {:22} {:>11} {:>11} {:>6}   {:>13} {:>13}  {}"
+def _middle(seen: Sequence[Seen]) -> Seen:
+    """Medians, and all failures."""
+    return Seen(
+        rate=median(each.rate for each in seen),
+        p50=median(each.p50 for each in seen),
+        p99=median(each.p99 for each in seen),
+        failed=sum(each.failed for each in seen),
+    )
 
 
-def _shown(rows: Sequence[Mapping[str, Any]]) -> str:
-    head = ("subject", "load", "ours /s", "wrk /s", "ratio", "p50/99 us", "wrk's", "")
-    lines = [_LINE.format(*head)]
-    for each in rows:
-        ours, wrk = each["ours"], each["wrk"]
-        failed = {who: each[who]["failed"] for who in ("ours", "wrk") if each[who]["failed"]}
+# --- the command --------------------------------------------------------------------------------
+
+_LINE = "{:15} {:32} {:>9} {:>9} {:>19} {:>6}   {:>13} {:>13}  {}"
+
+
+def shown(found: Sequence[Crossed]) -> str:
+    """A table: one line for each check and subject."""
+    head = ("subject", "load", "ours", "theirs", "ratio", "noise", "p50/99 us", "theirs", "")
+    lines = [_LINE.format(*head).rstrip()]
+    for each in found:
+        waits = [
+            f"{1e6 * side.p50:.0f}/{1e6 * side.p99:.0f}" if side.p50 else ""
+            for side in (each.ours, each.theirs)
+        ]
+        failed = f"FAILED {each.failed}" if each.failed else ""
         lines.append(
             _LINE.format(
-                *(each["subject"], each["load"], f"{ours['rate']:,.0f}", f"{wrk['rate']:,.0f}"),
-                f"{each['ratio']:.2f}",
-                *(f"{side['p50']:.0f}/{side['p99']:.0f}" for side in (ours, wrk)),
-                f"FAILED {failed}" if failed else "",
+                *(each.subject, f"{each.check} ({each.tool})"),
+                *(_short(side.rate, each.unit) for side in (each.ours, each.theirs)),
+                f"{each.ratio:.2f} [{each.low:.2f}, {each.high:.2f}]",
+                *(f"{each.noise:.2f}", *waits, failed or ("" if each.agree else "apart")),
             ).rstrip()
         )
     return "\n".join(lines)
 
 
+def _short(rate: float, unit: str) -> str:
+    return f"{rate / 1e9:.1f} Gb/s" if unit == "bit/s" else f"{rate:,.0f}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join(SUBJECTS))
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join(COMPARED))
     parser.add_argument("--seconds", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--within", type=float, default=0.25)
+    parser.add_argument("--rounds", type=int, default=7, help="6 or more have intervals")
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     given = parser.parse_args(arguments)
-    loads = {f"{KEPT} kept": False, f"{SHORT} at once, closed": True}
     try:
-        rows = [
-            row(name, what, turns(name, given.rounds, given.seconds, closes=closes))
+        found = [
+            crossed(name, check, count=given.rounds, seconds=given.seconds)
             for name in given.subjects or ["direct"]
-            for what, closes in loads.items()
+            for check in CHECKS
         ]
-    except (CheckFailed, MachineError) as failed:
+    except KproxyError as failed:
         sys.stderr.write(f"kproxy.bench.cross: {failed}\n")
         return failed.exit_status
-    text = msgspec.json.encode(rows).decode() if given.output == "json" else _shown(rows)
+    text = msgspec.json.encode(found).decode() if given.output == "json" else shown(found)
     sys.stdout.write(text + "\n")
-    apart = [each for each in rows if abs(each["ratio"] - 1) > given.within]
-    return 1 if apart or any(each[who]["failed"] for each in rows for who in ("ours", "wrk")) else 0
+    return 0 if all(each.agree for each in found) else 1
 
 
 if __name__ == "__main__":

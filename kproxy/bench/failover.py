@@ -25,7 +25,7 @@ import msgspec
 from kproxy import status
 from kproxy.bench.agent import Agent
 from kproxy.bench.load import Kind, Load, Lost
-from kproxy.bench.ours import DRAINING, READY, Conditions, Mode
+from kproxy.bench.ours import DRAINING, MODES, READY, Conditions, Mode
 from kproxy.bench.path import PORT, Path
 from kproxy.bench.peers import running
 from kproxy.core.objects import Family, Value
@@ -61,15 +61,6 @@ ROLLING = 15.0
 
 #: Seconds that an old pod keeps serving after the rules no longer lead to it.
 _DRAIN, _DRAINED_WITHIN = 0.3, 10.0
-
-#: How a mode is asked for, by the name that tables have.
-MODES: Mapping[str, tuple[str, ...]] = {
-    "iptables-nft": ("iptables", "--iptables-variant", "nft"),
-    "iptables-legacy": ("iptables", "--iptables-variant", "legacy"),
-    "ipvs": ("ipvs",),
-    "userspace": ("userspace",),
-    "fastpath": ("fastpath",),
-}
 
 
 class Row(Value, frozen=True):
@@ -130,7 +121,7 @@ FAULTS: Mapping[str, Callable[[Path, Agent], None]] = {
 
 def failover(mode: str, fault: str, *, rate: float = RATE) -> Row:
     """One backend of :data:`PODS` fails under load."""
-    subject = Mode(*MODES[mode], check=CHECK)
+    subject = Mode.named(mode, check=CHECK)
     with _pods(range(PODS)) as (path, pods), running(subject, path):
         begin(path, subject, BEFORE + AFTER, rate)
         time.sleep(BEFORE)
@@ -259,7 +250,7 @@ def rolling(
 ) -> Rolled:
     """Each pod gives way to a new one: the new one is ready; the old one terminates and serves;
     its connections have ended; its process ends; it is no endpoint any more."""
-    subject = Mode(*MODES[mode], check=CHECK)
+    subject = Mode.named(mode, check=CHECK)
     with _pods(range(pods), 2 * pods) as (path, agents):
         known: dict[int, Conditions] = dict.fromkeys(range(pods), READY)
         subject.start_with(path, known)
@@ -268,7 +259,7 @@ def rolling(
             time.sleep(BEFORE)
             begun = time.monotonic()
             for old in range(pods):
-                _replace(path, subject, agents, known, old, old + pods)
+                replace(path, subject, agents, known, old, old + pods)
             seconds = time.monotonic() - begun
             if seconds > load_seconds - BEFORE:
                 raise CheckFailed(f"it took {seconds:.1f} s, longer than there was load")
@@ -286,7 +277,7 @@ def rolling(
     )
 
 
-def _replace(
+def replace(
     path: Path,
     subject: Mode,
     agents: dict[int, Agent],
@@ -294,6 +285,8 @@ def _replace(
     old: int,
     new: int,
 ) -> None:
+    """One pod gives way to a new one, by number of their addresses; ``agents`` are the processes of
+    pods, ``known`` the endpoints, and both follow."""
     agents[new] = path.serve(new)
     known[new] = READY
     subject.set_endpoints(known)

@@ -3,13 +3,13 @@ them live on, and how long the longest silence was."""
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Self
 
+from kproxy.bench.agent import asked
 from kproxy.bench.load import Place
 from kproxy.core.objects import Value
 from kproxy.kernel import netns
@@ -29,27 +29,39 @@ class Outcome(Value, frozen=True):
     survived: int
     silence: float
 
+    @property
+    def share(self) -> float:
+        """Of them that live on; 1 when there were none."""
+        return self.survived / self.connections if self.connections else 1.0
+
 
 class Held:
-    """``ask(socket)`` sends one question and reads its answer; OSError when there is none."""
+    """``count`` connections from ``namespace`` (descriptor or name) to ``target``.
+
+    ``ask(socket)`` sends one question and reads its answer; OSError when there is none.
+    """
 
     def __init__(
-        self, namespace: str, target: Place, count: int, ask: Callable[[socket.socket], object]
+        self,
+        namespace: int | str,
+        target: Place,
+        count: int,
+        ask: Callable[[socket.socket], object] = asked,
     ) -> None:
         self._ask = ask
         self._ending = threading.Event()
         self._silence = [0.0] * count
         self._alive = [True] * count
         self._sockets: list[socket.socket] = []
-        descriptor = netns.open_fd(namespace)
         try:
-            with netns.entered(descriptor):
+            with netns.entered(namespace):
                 for _ in range(count):
                     self._sockets.append(socket.create_connection(target, timeout=_PATIENCE))
-        finally:
-            os.close(descriptor)
-        for each in self._sockets:
-            ask(each)
+            for each in self._sockets:
+                ask(each)
+        except BaseException:
+            self._close()
+            raise
         self._threads = [
             threading.Thread(target=self._run, args=(number,)) for number in range(count)
         ]
@@ -77,8 +89,12 @@ class Held:
         """Each is asked to the end of its last question."""
         self._ending.set()
         for thread in self._threads:
-            thread.join()
-        for each in self._sockets:
-            each.close()
+            if thread.ident is not None:
+                thread.join()
+        self._close()
         silences = [s for s, alive in zip(self._silence, self._alive, strict=True) if alive]
         return Outcome(len(self._alive), sum(self._alive), max(silences, default=0.0))
+
+    def _close(self) -> None:
+        for each in self._sockets:
+            each.close()

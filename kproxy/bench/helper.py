@@ -40,6 +40,8 @@ class Helper:
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                # Ctrl-C is for who started it, and ends it.
+                start_new_session=True,
             )
 
     @property

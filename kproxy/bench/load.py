@@ -44,7 +44,7 @@ class Load(Value, frozen=True):
     operations: int = 0
     warmup: float = 0.0
     timeout: float = 5.0
-    closer: Literal["client", "reset", "server"] = "client"
+    closer: Literal["client", "reset", "server", "both"] = "client"
     direction: Literal["down", "up", "both"] = "down"
     window: int = 1
     request_bytes: int = 64
@@ -58,6 +58,7 @@ _CLOSED = {
     "client": "the client closes",
     "reset": "the client resets",
     "server": "the server closes",
+    "both": "both close at once",
 }
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Collection
 
 from kproxy.bench import usage
-from kproxy.bench.load import Load, Result
+from kproxy.bench.load import Load, Place, Result
 from kproxy.bench.path import Path
 from kproxy.bench.peers import Subject, running
 from kproxy.bench.usage import Memory
@@ -30,10 +31,16 @@ class Taken(Value, frozen=True):
     memory: Memory
 
     @property
+    def others(self) -> float:
+        """CPU seconds that neither subject nor ends had: kernel threads, and whatever else runs
+        here. The machine's are counted in ticks of 10 ms: short loads need many rounds for it."""
+        return max(0.0, self.machine - self.cpu - self.ends)
+
+    @property
     def foreign(self) -> float:
-        """How many processors had other work meanwhile: kernel threads, and whatever else runs
-        here. Near 0 on a quiet machine; a figure taken with much of it is one of that work."""
-        return max(0.0, self.machine - self.cpu - self.ends) / self.seconds
+        """How many processors had other work meanwhile. Near 0 on a quiet machine; a figure taken
+        with much of it is one of that work."""
+        return self.others / self.seconds
 
 
 class Held(Value, frozen=True):
@@ -54,22 +61,34 @@ def measured(
 ) -> Taken:
     """Run a load. Nothing that an earlier one has left is on the path."""
     with Path(settings=settings) as path, running(subject, path):
-        pids, ends = subject.pids(), (path.client.pid, path.pod.pid)
-        before = (
-            time.monotonic(),
-            usage.cpu_seconds(pids),
-            usage.cpu_seconds(ends),
-            usage.machine_seconds(),
-        )
-        result = path.run(load, subject.place(family))
-        after = (
-            time.monotonic(),
-            usage.cpu_seconds(pids),
-            usage.cpu_seconds(ends),
-            usage.machine_seconds(),
-        )
-        seconds, cpu, of_ends, machine = (late - early for early, late in zip(before, after))
-        return Taken(result, seconds, cpu, of_ends, machine, usage.memory(pids))
+        return on(path, subject, load, family)
+
+
+def on(
+    path: Path,
+    subject: Subject,
+    load: Load,
+    family: Family = Family.IPV4,
+    *,
+    place: Place | None = None,
+) -> Taken:
+    """Run a load against a subject that serves on this path, at the subject's place or another."""
+    pids, ends = subject.pids(), (path.client.pid, path.pod.pid)
+    before = _spent(pids, ends)
+    result = path.run(load, place or subject.place(family))
+    after = _spent(pids, ends)
+    seconds, cpu, of_ends, machine = (late - early for early, late in zip(before, after))
+    return Taken(result, seconds, cpu, of_ends, machine, usage.memory(pids))
+
+
+def _spent(pids: Collection[int], ends: Collection[int]) -> tuple[float, ...]:
+    """The time, and CPU seconds of the subject, of the ends, of everybody."""
+    return (
+        time.monotonic(),
+        usage.cpu_seconds(pids),
+        usage.cpu_seconds(ends),
+        usage.machine_seconds(),
+    )
 
 
 def held(subject: Subject, wanted: int) -> Held:

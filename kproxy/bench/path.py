@@ -26,7 +26,8 @@ import msgspec
 from kproxy.bench.agent import Agent
 from kproxy.bench.load import Load, Place, Result
 from kproxy.core.objects import Family
-from kproxy.kernel import netns
+from kproxy.kernel import conntrack_table, netns
+from kproxy.kernel.netns import entered
 from kproxy.lab.apply import Builder
 from kproxy.lab.network import (
     BASE_SYSCTLS,
@@ -164,16 +165,22 @@ class Path:
         return self.completed(result)
 
     def completed(self, result: Result) -> Result:
-        """A result with the server's side of it: whole tenths of seconds within its time."""
+        """A result with the server's side of it: whole hundredths of seconds within its time."""
         arrived = self.pod.series(result.began, result.ended)
         if not arrived:
             return result
-        seconds = len(arrived) / 10
+        seconds = len(arrived) / 100
         return msgspec.structs.replace(
             result,
             received=sum(octets for octets, _ in arrived) / seconds,
             received_datagrams=sum(datagrams for _, datagrams in arrived) / seconds,
         )
+
+    def forget(self) -> None:
+        """The node forgets all connections: what the next load opens is new to it. NetlinkError:
+        it does not let itself be asked."""
+        with entered(self.fd("node")):
+            conntrack_table.flush()
 
     # --- the network ----------------------------------------------------------------------------
 

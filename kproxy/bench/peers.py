@@ -1,10 +1,11 @@
-"""Who is measured: a small protocol, and the peers that userspace mode is compared with.
+"""Who is measured: a small protocol, and the relays that modes are compared with.
 
-A subject is a way from the client to the pod. To measure another one, write a class with these
-five: ``name``, :meth:`~Subject.start` in a path's node, :meth:`~Subject.place` to connect to,
-:meth:`~Subject.pids` whose CPU and memory count, :meth:`~Subject.stop`. What it serves is the pod's
-one server; how many threads it has, and with which options, its configuration in ``bench/peers/``
-says. kproxy itself is in :mod:`kproxy.bench.ours`.
+A subject is a way from the client to the pod. To measure another one, derive a class from
+:class:`Subject` (docs/bench.md has an example): a ``name``, :meth:`~Subject.start` in a path's
+node, :meth:`~Subject.place` to connect to, :meth:`~Subject.stop`; and :meth:`~Subject.pids` where
+processes do the work. What it serves is the pod's one server; how many threads the relays here
+have, and with which options, their configurations in ``bench/peers/`` say. kproxy itself is in
+:mod:`kproxy.bench.ours`, what the kernel does bare in :mod:`kproxy.bench.floors`.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import socket
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path as File
 from string import Template
-from typing import Protocol
 
 from kproxy.bench.helper import ROOT
-from kproxy.bench.load import Place
+from kproxy.bench.load import Kind, Load, Place
 from kproxy.bench.path import PORT, Path
 from kproxy.core.objects import Family
 from kproxy.errors import CheckFailed, MachineError
@@ -35,29 +37,50 @@ _TEMPLATES = ROOT / "bench" / "peers"
 #: Seconds that a subject may take to listen, and between two looks.
 _PATIENCE, _LOOK = 10.0, 0.01
 
+#: One connection, one request.
+_ONE = Load(Kind.CRR, operations=1, seconds=1.0, timeout=0.2)
+
 #: Where Debian puts nginx's stream module; others build it in.
 _STREAM_MODULE = File("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
-class Subject(Protocol):
-    """One way from the client to the pod."""
+class Subject(ABC):
+    """One way from the client to the pod: derive from it, and what has a body here is had."""
 
+    #: What tables call it.
     name: str
 
-    def start(self, path: Path) -> None:
-        """Be ready to serve, in ``path``'s node. MachineError: not installed."""
+    #: Whether it carries datagrams too.
+    udp: bool = True
 
+    @abstractmethod
+    def start(self, path: Path) -> None:
+        """Be ready to serve, in ``path``'s node (``path.fd("node")``), when it returns.
+        MachineError, CheckFailed: it cannot, and why."""
+
+    @abstractmethod
     def place(self, family: Family) -> Place:
         """Where clients connect, or send datagrams."""
 
+    @abstractmethod
+    def stop(self) -> None:
+        """End it; fine when it never started. What is in the path's namespaces goes with them."""
+
     def pids(self) -> tuple[int, ...]:
         """Processes that do the work; none for what the kernel does alone."""
+        return ()
 
     def version(self) -> str:
-        """What it is, for the report."""
+        """What it is, for the report; asked for where :meth:`absent` said nothing."""
+        return ""
 
-    def stop(self) -> None:
-        """End it; fine when it never started."""
+    def absent(self) -> str:
+        """Why this machine cannot run it, with what would give it; "" when it can. Looks at the
+        machine and leaves nothing."""
+        return ""
+
+    def await_calm(self) -> None:  # noqa: B027 (most have nothing to wait for)
+        """Until it has nothing left of its start."""
 
 
 @contextmanager
@@ -70,7 +93,7 @@ def running(subject: Subject, path: Path) -> Iterator[Subject]:
         subject.stop()
 
 
-class Direct:
+class Direct(Subject):
     """The client speaks to the pod, the node forwards: what everything is compared with."""
 
     def __init__(self, name: str = "direct") -> None:
@@ -84,9 +107,6 @@ class Direct:
         assert self._path is not None
         return self._path.pod_place(family)
 
-    def pids(self) -> tuple[int, ...]:
-        return ()
-
     def version(self) -> str:
         return f"Linux {os.uname().release}"
 
@@ -94,10 +114,9 @@ class Direct:
         self._path = None
 
 
-class _Process:
+class _Process(Subject):
     """A tool of the host, started in the node with a configuration made from a template."""
 
-    name: str
     tool: str
     package: str
     template: str
@@ -106,6 +125,8 @@ class _Process:
         self._path: Path | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        #: That gave way to another one, and end with their connections.
+        self._parting: list[subprocess.Popen[bytes]] = []
 
     def start(self, path: Path) -> None:
         tool = self._tool()
@@ -116,7 +137,9 @@ class _Process:
         config.write_text(text.substitute(self._values(path, self._folder.name)))
         with entered(path.fd("node")):
             self._process = subprocess.Popen(
-                [tool, *self._arguments(config)], stdin=subprocess.DEVNULL
+                [tool, *self._arguments(config)],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         for family in Family:
             await_listener(path, path.node_place(family), self._process)
@@ -133,16 +156,29 @@ class _Process:
         said = subprocess.run([self._tool(), "-v"], check=True, capture_output=True)
         return (said.stdout or said.stderr).decode().splitlines()[0]
 
+    def absent(self) -> str:
+        try:
+            self._tool()
+        except MachineError as lack:
+            return str(lack)
+        return ""
+
+    def reload(self) -> None:
+        """Start anew as an operator does who wants nobody to notice."""
+        raise AssertionError("each tool has its own way")
+
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(2)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        for process in (self._process, *self._parting):
+            if process is not None:
+                process.terminate()
+                try:
+                    process.wait(2)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
         if self._folder is not None:
             self._folder.cleanup()
+        self._parting.clear()
         self._path = self._folder = self._process = None
 
     def _tool(self) -> str:
@@ -176,12 +212,23 @@ class HAProxy(_Process):
     """``mode tcp``, ``option splice-auto``, one thread. It has no UDP."""
 
     name = "haproxy"
+    udp = False
     tool = "haproxy"
     package = "haproxy"
     template = "haproxy.cfg"
 
     def _arguments(self, config: File) -> list[str]:
         return ["-db", "-f", str(config)]
+
+    def reload(self) -> None:
+        """A new process listens beside the old one, then tells it to end with its connections."""
+        assert self._path is not None
+        assert self._process is not None
+        before = self._process
+        argv = [self._tool(), *before.args[1:], "-sf", str(before.pid)]  # type: ignore[index]
+        with entered(self._path.fd("node")):
+            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._parting.append(before)
 
 
 class Nginx(_Process):
@@ -195,23 +242,43 @@ class Nginx(_Process):
     def _arguments(self, config: File) -> list[str]:
         return ["-p", str(config.parent), "-c", str(config)]
 
+    def reload(self) -> None:
+        """Its master starts another worker, and lets the old one end with its connections."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
 
-def await_listener(path: Path, place: Place, process: subprocess.Popen[bytes] | None) -> None:
-    """Until something takes connections at a place of the node. CheckFailed: nothing does, or the
-    process has ended."""
+
+def await_listener(
+    path: Path, place: Place, process: subprocess.Popen[bytes] | None, *, host: str = "node"
+) -> None:
+    """Until something takes connections at a place of the node (or another host of the path).
+    CheckFailed: nothing does, or the process has ended."""
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
         if process is not None and process.poll() is not None:
             raise CheckFailed(f"ended with status {process.returncode}", where=str(process.args))
-        if _listens(path, place):
+        if _listens(path.fd(host), place):
             return
         time.sleep(_LOOK)
     raise CheckFailed(f"nothing listens at {place[0]} port {place[1]} after {_PATIENCE:g} s")
 
 
-def _listens(path: Path, place: Place) -> bool:
+def await_answer(path: Path, place: Place, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Until the pod answers a client at a place: for those whom no listener shows that they are
+    ready. CheckFailed: it does not, or the process has ended."""
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        if process is not None and process.poll() is not None:
+            raise CheckFailed(f"ended with status {process.returncode}", where=str(process.args))
+        if path.run(_ONE, place).completed:
+            return
+        time.sleep(_LOOK)
+    raise CheckFailed(f"nobody answers at {place[0]} port {place[1]} after {_PATIENCE:g} s")
+
+
+def _listens(namespace: int, place: Place) -> bool:
     """Asked of the kernel's list: a connection would be the subject's first, and reach the pod."""
-    with entered(path.fd("node")):
+    with entered(namespace):
         try:
             family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
             with socket.socket(family, socket.SOCK_STREAM) as probe:

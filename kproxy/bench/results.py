@@ -80,7 +80,7 @@ class Absent(Value, frozen=True):
 
 class Section(Value, frozen=True):
     """All that was measured in one kernel. ``subjects``: name -> what it is, with its version and
-    variant."""
+    variant. ``notes``: sentences that a reader of its figures has to know."""
 
     name: Literal["host", "uml"]
     kernel: str
@@ -89,6 +89,7 @@ class Section(Value, frozen=True):
     rows: tuple[Row, ...]
     absent: tuple[Absent, ...] = ()
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 class Fingerprint(Value, frozen=True):
@@ -107,7 +108,8 @@ class Fingerprint(Value, frozen=True):
 
 
 class Results(Value, frozen=True):
-    """``date`` is the day (UTC, YYYY-MM-DD), ``command`` what was asked for without paths."""
+    """``date`` is the day (UTC, YYYY-MM-DD), ``command`` what was asked for without paths.
+    ``partial`` says why there are fewer rounds than could have been ("interrupted"), "" if not."""
 
     format: int
     date: str
@@ -116,3 +118,4 @@ class Results(Value, frozen=True):
     command: str
     fingerprint: Fingerprint
     sections: tuple[Section, ...]
+    partial: str = ""

@@ -139,6 +139,12 @@ def rank(count: int, level: float) -> int:
     return found
 
 
+def reach(count: int) -> float:
+    """The level that the smallest and the largest of ``count`` values have as an interval: the most
+    that so many rounds can say. 0 for none."""
+    return max(0.0, 1 - 2 * 0.5**count)
+
+
 def needed(level: float) -> int:
     """Fewest rounds that can show a difference at this level."""
     count = 1

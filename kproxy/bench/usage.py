@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from kproxy.core.objects import Value
+from kproxy.errors import CheckFailed
 
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+
+#: Processes are calm that take no more of a processor than that between two looks, within so long.
+_CALM, _LOOK, _PATIENCE = 0.03, 0.2, 60.0
+
+#: Lines of /proc/meminfo that hold what rules, sets, sockets and connections are made of. What can
+#: be given back (SReclaimable: names of files, mostly) is left out: reading a file makes it grow.
+_KERNEL = ("SUnreclaim:", "VmallocUsed:", "Percpu:")
 
 
 class Memory(Value, frozen=True):
@@ -46,11 +55,38 @@ def _ticks(pid: int) -> float:
     return (int(after_name[11]) + int(after_name[12])) / _TICK
 
 
+def tools_seconds(pids: Iterable[int]) -> float:
+    """CPU seconds of the processes that these have started and that have ended, in clock ticks."""
+    total = 0
+    for pid in pids:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(after_name[13]) + int(after_name[14])
+    return total / _TICK
+
+
 def machine_seconds() -> float:
     """CPU seconds that all of the machine has spent since it started, idle and stolen ones not."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     user, nice, system, _idle, _wait, irq, softirq = map(int, fields[:7])
     return (user + nice + system + irq + softirq) / _TICK
+
+
+def await_calm(pids: Collection[int], who: str) -> None:
+    """Until processes have next to nothing to do. CheckFailed: they do not come to rest."""
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        before = cpu_seconds(pids)
+        time.sleep(_LOOK)
+        if cpu_seconds(pids) - before <= _CALM * _LOOK:
+            return
+    raise CheckFailed(f"{who} does not come to rest within {_PATIENCE:g} s")
+
+
+def kernel_memory() -> int:
+    """Bytes that the kernel holds for itself, all of the machine. Differences of less than a
+    megabyte are what any moment brings."""
+    words = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    return sum(1024 * int(value[1]) for value in words if value[0] in _KERNEL)
 
 
 def memory(pids: Iterable[int]) -> Memory:

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scale": ("kproxy.cli.lab_scale", "Change the number of a workload's pods, live."),
     "roll": ("kproxy.cli.lab_roll", "Replace a workload's pods one by one, live."),
     "fault": ("kproxy.cli.lab_fault", "Let something go wrong with pods, and heal them."),
+    "kill": ("kproxy.cli.lab_kill", "End the kproxy of nodes as a crash does."),
     "restart": ("kproxy.cli.lab_restart", "Start a new kproxy on nodes, live."),
     "switch": ("kproxy.cli.lab_switch", "Put nodes into another mode, live."),
     "tour": ("kproxy.cli.lab_tour", "Try every mode of this kernel with real traffic."),

@@ -25,8 +25,9 @@ _HEALTH = "health"
     "-n",
     "lab",
     metavar="LAB",
+    envvar="KPROXY_LAB",
     shell_complete=complete_labs,
-    help="This lab only; all by default.",
+    help="This lab only ($KPROXY_LAB); all by default.",
 )
 @output_option("wide", "json", "yaml")
 def command(lab: str | None, output: str | None) -> None:

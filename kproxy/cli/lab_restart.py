@@ -11,7 +11,7 @@ from kproxy.cli.lab_options import chosen_lab, name_option
 @name_option
 @click.argument("nodes", metavar="[NODE…]", nargs=-1)
 def command(lab: str | None, nodes: tuple[str, ...]) -> None:
-    """Start a new kproxy on NODEs, or on all, in place of the one that runs.
+    """Start a new kproxy on NODEs, or on all, in place of the one that runs, if one does.
 
     Rules stay, so the kernel serves on in between. In userspace mode the new process takes over
     from the old one instead, which carries its connections to their end: nobody is refused.
@@ -19,4 +19,5 @@ def command(lab: str | None, nodes: tuple[str, ...]) -> None:
     from kproxy.lab import lifecycle
 
     for node, old, new in lifecycle.restart(chosen_lab(lab), nodes):
-        click.echo(f"{node}: process {new} in place of {old}")
+        instead = f"in place of {old}" if old else "where none ran"
+        click.echo(f"{node}: process {new} {instead}")

@@ -75,7 +75,8 @@ def command(
     nodes: int | None,
     pods: int | None,
 ) -> None:
-    """Build TOPOLOGY (standard, single, wide, or a YAML file) with a kproxy on every node.
+    """Build TOPOLOGY with a kproxy on every node: standard, single, wide, health, walk, or a YAML
+    file.
 
     Services come with the topology and from -f; what an API server would fill in is filled in. The
     same lab that is up already is left as it is; a different one under the same name is an error.

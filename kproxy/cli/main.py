@@ -18,6 +18,7 @@ from kproxy.errors import KproxyError
 COMMANDS: dict[str, tuple[str, str]] = {
     "lab": ("kproxy.cli.lab", "Bring up and use a lab of network namespaces."),
     "scenario": ("kproxy.cli.scenario", "Run real packets against expectations."),
+    "bench": ("kproxy.cli.bench", "Measure every mode beside its peers, and report."),
     "render": ("kproxy.cli.render", "Print the rules of a mode as text; needs no root."),
     "run": ("kproxy.cli.run", "Be a node's service proxy."),
     "events": ("kproxy.cli.events", "Print what became of endpoints, and why."),

@@ -20,7 +20,7 @@ _FAMILIES = {"4": (Family.IPV4,), "6": (Family.IPV6,), "both": tuple(Family)}
 
 @click.command()
 @click.option(
-    "--mode", default="iptables", help="iptables, iptables-legacy, iptables-nft, ipvs or userspace."
+    "--mode", default="iptables", show_default=True, help=", ".join(registry.names()) + "."
 )
 @click.option("--family", type=click.Choice(tuple(_FAMILIES)), default="both", help="IP family.")
 @click.option("--variant", type=click.Choice(("legacy", "nft")), help="Of iptables mode [nft].")

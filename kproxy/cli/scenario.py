@@ -27,7 +27,7 @@ _CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW")
 
 @click.group(help="Run real packets against expectations.")
 def command() -> None:
-    """Scenarios are described in netns-lab/README.md."""
+    """Scenarios are described in docs/scenarios.md."""
 
 
 @command.command(short_help="Run scenario files; compare what packets meet with claims.")

@@ -133,6 +133,7 @@ def fastpath_settings(config: Config) -> FastpathSettings:
     return FastpathSettings(
         workers=section.workers,
         max_flows=section.max_flows,
+        new_per_second=section.new_per_second,
         drain_seconds=float(section.drain_timeout),
         seed=bytes.fromhex(section.seed),
     )

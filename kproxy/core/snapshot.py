@@ -203,10 +203,12 @@ class FastpathSettings(Value, frozen=True):
     ``workers`` are threads and queues, 0: as many as the machine has use for. ``max_flows`` at a
     time; ``drain_seconds``: how long connections to an endpoint that went are carried on. ``seed``
     decides which endpoint a client gets: 16 bytes, b"" for one that the node keeps for itself.
+    ``new_per_second``: connections of each family that are begun, 0: what the threads can carry.
     """
 
     workers: int = 0
     max_flows: int = 262_144
+    new_per_second: int = 0
     drain_seconds: float = 900.0
     seed: bytes = b""
 

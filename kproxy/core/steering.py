@@ -8,6 +8,10 @@ from enum import StrEnum
 
 from kproxy.core.objects import Family, Value
 
+#: The bit of packets that are led to fastpath's engine. Another mode that refuses what it has not
+#: translated leaves these alone: while a node is switched, rules of both stand.
+TO_ENGINE = 0x10000
+
 
 class Plan(Value, frozen=True):
     """Where things are put. ``mark`` is the bit of packets that are led to ``device``; ``address``

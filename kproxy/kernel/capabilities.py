@@ -7,7 +7,13 @@ from pathlib import Path
 from kproxy.errors import MachineError
 
 #: linux/capability.h
-BITS = {"CAP_NET_BIND_SERVICE": 10, "CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}
+BITS = {
+    "CAP_NET_BIND_SERVICE": 10,
+    "CAP_NET_ADMIN": 12,
+    "CAP_NET_RAW": 13,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_SYS_RESOURCE": 24,
+}
 
 
 def missing(*names: str) -> tuple[str, ...]:

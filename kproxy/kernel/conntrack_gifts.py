@@ -20,13 +20,18 @@ from kproxy.core.objects import Family
 from kproxy.errors import NetlinkError
 from kproxy.kernel.ctnetlink import (
     ACK,
+    BODY,
     CT_DELETE,
+    CT_GET,
     CT_NEW,
+    HEADER,
     REQUEST,
     TUPLE_ORIG,
     TUPLE_REPLY,
     answers,
     attribute,
+    contents,
+    error_of,
     message,
 )
 
@@ -110,6 +115,39 @@ class ConntrackGifts:
 
     def __exit__(self, *_: object) -> None:
         self._socket.close()
+
+    def seen(self, protocol: int, client: Place, asked: Place) -> Place | None:
+        """Where answers of a connection go: the client, or behind whom it is hidden. None: the
+        table does not know the connection. NetlinkError when the kernel refuses."""
+        self._send(self._message(CT_GET, 0, self._tuple(TUPLE_ORIG, protocol, client, asked)))
+        while True:
+            buffer = self._socket.recv(1 << 16)
+            length, kind, _, answered, _ = HEADER.unpack_from(buffer)
+            if answered != self._sequence:
+                continue
+            if kind == CT_NEW:
+                return self._reply_to(buffer, length)
+            code = error_of(buffer, 0, length)
+            if code == errno.ENOENT:
+                return None
+            raise NetlinkError(f"cannot ask conntrack: {os.strerror(code)}", code)
+
+    def _reply_to(self, buffer: bytes, end: int) -> Place:
+        """Destination of a message's CTA_TUPLE_REPLY."""
+        parts = {kind: (start, stop) for kind, start, stop in contents(buffer, BODY, end)}
+        found = {
+            (kind, inner): buffer[first:past]
+            for kind, start, stop in contents(buffer, *parts[TUPLE_REPLY])
+            if kind in (_IP, _PROTO)
+            for inner, first, past in contents(buffer, start, stop)
+        }
+        return found[_IP, self._destination], found[_PROTO, 3]
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise NetlinkError(f"conntrack: {error.strerror}", error.errno or 0) from error
 
     def give(self, gifts: Iterable[Gift]) -> int:
         """How many are the kernel's now. NetlinkError when it takes none for what they are."""

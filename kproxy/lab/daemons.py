@@ -345,6 +345,18 @@ def _late(lab: str, node: str, timeout: float) -> CheckFailed:
 
 def stop(lab: str, processes: Iterable[Process]) -> None:
     """End processes: SIGTERM to all, SIGKILL to who is late. Never a recycled pid."""
+    _end(lab, processes, ((signal.SIGTERM, STOP_TIMEOUT), (signal.SIGKILL, KILL_TIMEOUT)))
+
+
+def kill(lab: str, processes: Iterable[Process]) -> None:
+    """End processes as a crash does: nothing that they hold is given back or told to anybody."""
+    _end(lab, processes, ((signal.SIGKILL, KILL_TIMEOUT),))
+
+
+def _end(
+    lab: str, processes: Iterable[Process], ways: Iterable[tuple[signal.Signals, float]]
+) -> None:
+    """Send each signal to who is still there, and give him so many seconds."""
     log = UndoLog(lab)
     fds: dict[int, Process] = {}
     try:
@@ -354,12 +366,10 @@ def stop(lab: str, processes: Iterable[Process]) -> None:
                 log.process_gone(process)
             else:
                 fds[fd] = process
-                signal.pidfd_send_signal(fd, signal.SIGTERM)
-        for number, timeout in ((None, STOP_TIMEOUT), (signal.SIGKILL, KILL_TIMEOUT)):
-            if number is not None:
-                for fd in fds:
-                    with suppress(ProcessLookupError):
-                        signal.pidfd_send_signal(fd, number)
+        for number, timeout in ways:
+            for fd in fds:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, number)
             for fd in _ended_within(fds, timeout):
                 process = fds.pop(fd)
                 os.close(fd)

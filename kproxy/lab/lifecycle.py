@@ -238,6 +238,18 @@ def restart(name: str, nodes: Iterable[str] = ()) -> list[tuple[str, int, int]]:
     ]
 
 
+def kill(name: str, nodes: Iterable[str]) -> list[tuple[str, int]]:
+    """End the kproxy of these nodes as a crash does, and start no other.
+
+    Returns (node, process); the process is 0 where none ran.
+    """
+    with state.lock(name):
+        chosen = nodes_of(opened(name), nodes)
+        running = daemons.alive(name, daemons.ROLE_PROXY)
+        daemons.kill(name, [running[node] for node in chosen if node in running])
+    return [(node, running[node].pid if node in running else 0) for node in chosen]
+
+
 def nodes_of(lab: LabState, named: Iterable[str]) -> tuple[str, ...]:
     """These nodes, each once; all when none is named. LabError for one that there is not."""
     chosen = tuple(dict.fromkeys(named)) or tuple(lab.nodes)

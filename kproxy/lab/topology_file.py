@@ -137,7 +137,7 @@ def _document(data: bytes, file: str) -> object:
 
 def _fault(file: str, key: str, what: str) -> TopologyError:
     return TopologyError(
-        what, where=f"{file}: {key}", hint="netns-lab/README.md lists what a topology may hold"
+        what, where=f"{file}: {key}", hint="docs/lab.md lists what a topology may hold"
     )
 
 

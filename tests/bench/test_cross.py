@@ -1,11 +1,16 @@
-"""The cross-check by wrk: what both clients send, and what wrk says of it."""
+"""The cross-checks: what both clients send, what the tools say, and when two agree."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
-from kproxy.bench.cross import Seen, Turn, read_wrk, request_of, row
+from kproxy.bench import rounds
+from kproxy.bench.clients import Seen, read_iperf3, read_wrk, request_of
+from kproxy.bench.cross import CHECKS, Crossed, crossed, notes, shown
 from kproxy.errors import CheckFailed
+from kproxy.kernel import command
 
 REPORT = """\
 Running 2s test @ http://10.77.0.1:7000/64
@@ -33,8 +38,10 @@ Transfer/sec:      2.54MB
     ],
 )
 def test_what_wrk_says(errors: str, failed: int) -> None:
-    """Its rate, its percentiles in microseconds, whatever went wrong."""
-    assert read_wrk(REPORT.format(errors=errors)) == Seen(41558.22, 980.0, 2050.0, failed)
+    """Its rate, its percentiles in seconds, whatever went wrong."""
+    seen = read_wrk(REPORT.format(errors=errors))
+    assert (seen.rate, seen.failed) == (41558.22, failed)
+    assert (seen.p50, seen.p99) == pytest.approx((980e-6, 2050e-6))
 
 
 @pytest.mark.parametrize("said", ["", "unable to connect", REPORT.partition("  83124")[0]])
@@ -54,14 +61,82 @@ def test_requests_are_as_long_as_wrks(host: str, named: str, closes: bool) -> No
     assert request_of((host, 7), closes=closes) == wanted.encode()
 
 
-def test_a_row_is_of_medians() -> None:
-    """Of each side, and of the ratios within a round: not the ratio of the medians."""
-    taken = [
-        Turn(Seen(10.0, 1.0, 5.0), Seen(20.0, 2.0, 4.0)),
-        Turn(Seen(30.0, 3.0, 6.0), Seen(10.0, 1.0, 9.0)),
-        Turn(Seen(20.0, 2.0, 7.0), Seen(5.0, 3.0, 8.0)),
-    ]
-    found = row("direct", "kept", taken)
-    assert found["ours"] == {"rate": 20.0, "p50": 2.0, "p99": 6.0, "failed": 0}
-    assert found["wrk"] == {"rate": 10.0, "p50": 2.0, "p99": 8.0, "failed": 0}
-    assert found["ratio"] == 3.0
+IPERF3 = b"""{"start": {}, "end": {"sum_sent": {"bits_per_second": 9e9},
+ "sum_received": {"seconds": 2.0, "bits_per_second": 8.5e9}}}"""
+
+
+def test_what_iperf3_says() -> None:
+    """What has arrived, not what was sent."""
+    assert read_iperf3(IPERF3.decode()) == Seen(8.5e9)
+
+
+@pytest.mark.parametrize("said", ["", "{}", '{"error": "no route to host"}', '{"end": 1}'])
+def test_no_report_of_iperf3(said: str) -> None:
+    with pytest.raises(CheckFailed, match="not what was expected"):
+        read_iperf3(said)
+
+
+def found(**fields: object) -> Crossed:
+    usual = {
+        "subject": "direct",
+        "check": "kept",
+        "tool": "wrk",
+        "unit": "1/s",
+        "ours": Seen(100.0),
+        "theirs": Seen(100.0),
+        "ratio": 1.0,
+        "low": 0.9,
+        "high": 1.1,
+        "noise": 0.1,
+        "margin": 0.2,
+        "rounds": 7,
+    }
+    return Crossed(**{**usual, **fields})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fields", "agree"),
+    [
+        ({}, True),
+        ({"low": 1.15, "ratio": 1.3, "high": 1.4}, True),
+        ({"low": 1.25, "ratio": 1.3, "high": 1.4}, False),
+        ({"low": 1.25, "ratio": 1.3, "high": 1.4, "noise": 0.3}, True),
+        ({"low": 0.6, "ratio": 0.7, "high": 0.8}, False),
+        ({"low": 0.6, "ratio": 0.7, "high": 0.84}, True),
+        ({"low": 0.0, "ratio": 1.1, "high": float("inf"), "noise": float("inf")}, True),
+        ({"low": 0.0, "ratio": 1.3, "high": float("inf"), "noise": float("inf")}, False),
+        ({"theirs": Seen(100.0, failed=1)}, False),
+    ],
+)
+def test_when_two_agree(fields: dict[str, object], agree: bool) -> None:
+    """The interval comes as near to 1 as the margin or the tool's own noise; too few rounds have no
+    interval and no noise, and what failed agrees with nothing."""
+    each = found(**fields)
+    assert each.agree is agree
+    assert ("NOT agree" in str(each)) is not agree
+
+
+def test_the_table_tells_those_apart() -> None:
+    """A line for each, with what is wrong at its end."""
+    lines = shown([found(), found(low=2.0, high=3.0), found(ours=Seen(1.0, failed=2))]).split("\n")
+    assert [line.split()[-1] for line in lines[1:]] == ["0.10", "apart", "2"]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("check", CHECKS[1::2], ids=lambda check: check.tool)
+def test_each_tool_runs(check: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both clients do it for real, and nothing fails. (Whether they agree a busy machine does not
+    tell.)"""
+    monkeypatch.setattr(rounds, "take", partial(rounds.take, warmup=0))
+    each = crossed("direct", check, count=1, seconds=1)  # type: ignore[arg-type]
+    assert each.failed == 0
+    assert each.ours.rate > 0
+    assert each.theirs.rate > 0
+
+
+def test_a_missing_tool_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each tool's check, whoever is asked about; with the package."""
+    monkeypatch.setattr(command, "find", lambda tool: None)
+    said = list(notes(["direct", "relay"], count=1, seconds=1))
+    assert len(said) == len(CHECKS)
+    assert all("left out: " in each and "apt-get install" in each for each in said)

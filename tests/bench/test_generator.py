@@ -131,6 +131,16 @@ def test_who_closes_first(generator: ModuleType, closer: str, expected: set[str]
     assert time_waits() == expected
 
 
+def test_both_may_close(generator: ModuleType) -> None:
+    """Neither waits for the other, and every answer has come before."""
+    with serving(generator) as server:
+        said = generator.exchange([PLACE], closer="both", **FEW)
+        counted = server.counters()
+    assert said["completed"] == counted["requests"] == counted["accepted"] == FEW["operations"]
+    assert said["failures"] == {}
+    assert counted["wrong"] == 0
+
+
 def test_targets_and_sources_are_taken_in_turn(generator: ModuleType) -> None:
     """Each address of either list has its share of the connections."""
     sources = ["127.0.0.2", "127.0.0.3"]

@@ -15,7 +15,7 @@ from kproxy.backends.fastpath.door import SteerDoor
 from kproxy.backends.fastpath.watch import FastpathWatch, watch
 from kproxy.backends.syncer import Syncer
 from kproxy.core.objects import Family
-from kproxy.core.snapshot import Snapshot
+from kproxy.core.snapshot import FastpathSettings, Snapshot
 from kproxy.kernel import command, tun
 from kproxy.kernel.routing_notices import RoutingNotices
 from tests.backends.iptables.plans import port, snapshot, successor
@@ -72,6 +72,24 @@ def test_a_restart_finds_what_leads_to_it(fastpath: FastpathBackend) -> None:
         assert dict(applied.tables) == {"engine": 1, "ways": 1}
         assert applied.transactions == 0
         assert everything(fastpath.family) == before
+
+
+def test_so_many_may_begin_a_second(fastpath: FastpathBackend) -> None:
+    """The limit is in the rules, survives a restart as it is, and another one replaces it."""
+    Syncer(fastpath).sync(some(fastpath.family))
+    fastpath.close()
+    for limit, chains in ((700, 1), (700, 0), (0, 1)):
+        settings = FastpathSettings(new_per_second=limit, workers=2)
+        made = FastpathBackend(fastpath.family, settings=settings, door=fastpath.door)
+        with closing(made) as again:
+            assert Syncer(again).sync(some(again.family)).transactions == chains
+        listed = command.run(["nft", "list", "chain", *table(fastpath.family), "fresh"])
+        said = f"limit rate over {limit or 2 * steer.NEW_A_SECOND}/second"
+        assert said in listed.stdout.decode()
+
+
+def table(family: Family) -> tuple[str, str]:
+    return steer.WORD[family], steer.TABLE
 
 
 def test_endpoints_touch_the_engine_alone(fastpath: FastpathBackend) -> None:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import select
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import cycle
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from kproxy.backends import registry
 from kproxy.backends.nftables import sweep
 from kproxy.backends.nftables.apply import NftablesBackend
-from kproxy.backends.nftables.rules import TABLE, WORD
+from kproxy.backends.nftables.library import Nft
+from kproxy.backends.nftables.rules import TABLE, WORD, skeleton
 from kproxy.backends.nftables.watch import NftablesWatch, watch
 from kproxy.backends.syncer import Syncer
+from kproxy.backends.xtables.door import ToolDoor
+from kproxy.backends.xtables.variant import Variant
+from kproxy.cli.cleanup import clean
 from kproxy.core.objects import Family
+from kproxy.core.snapshot import Snapshot
 from kproxy.kernel import command
 from tests.contract.test_backend import own, some, successor, whole
 
@@ -31,8 +42,21 @@ DAMAGE = {
     "rule added": "insert rule {t} leaving drop",
     "map emptied": "flush map {t} ways",
     "element added": "add element {t} cluster-ips {{ {a} }}",
+    "element deleted": "delete element {t} cluster-ips {{ {vip} }}",
+    "element led elsewhere": "delete element {t} ways {{ {vip} . tcp . 8000 }};"
+    "add element {t} ways {{ {vip} . tcp . 8000 : drop }}",
     "chain added": "add chain {t} theirs",
     "base chain emptied": "flush chain {t} nat-prerouting",
+    "base chain of theirs": "add chain {t} theirs {{ type filter hook forward priority 5; }};"
+    "add rule {t} theirs drop",
+    "policy changed": "add chain {t} filter-forward {{ policy drop; }}",
+    "hook moved": "flush chain {t} filter-forward; delete chain {t} filter-forward;"
+    "add chain {t} filter-forward {{ type filter hook forward priority 10; }};"
+    "add rule {t} filter-forward ct state new goto leaving",
+    "table put to sleep": "add table {t} {{ flags dormant; }}",
+    "map of theirs that leads to ours": "add map {t} theirs {{ type mark : verdict; }};"
+    "add element {t} theirs {{ 1 : goto services }}",
+    "rule of theirs with a set": "add rule {t} services meta mark {{ 1, 2 }} drop",
 }
 _ADDRESS = {Family.IPV4: "10.9.9.9", Family.IPV6: "fd00:9::9"}
 
@@ -43,6 +67,12 @@ def nft(*words: str) -> str:
 
 def listed(family: Family) -> str:
     return nft("list", "table", WORD[family], TABLE)
+
+
+@pytest.fixture(autouse=True)
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where sysctls are recorded: modes that are swept look there."""
+    monkeypatch.setenv("KPROXY_RECORDS", str(tmp_path / "records"))
 
 
 @pytest.fixture
@@ -69,7 +99,8 @@ def test_damage_is_told_and_mended(
     watched.pause()
     assert watched.resume(syncer.sync(now).transactions) == ""
     before = listed(family)
-    nft(DAMAGE[name].format(t=f"{WORD[family]} {TABLE}", a=_ADDRESS[family]))
+    vip = next(iter(now.ports.values())).cluster_ip
+    nft(DAMAGE[name].format(t=f"{WORD[family]} {TABLE}", a=_ADDRESS[family], vip=vip))
     assert told(watched)
     syncer.forget()
     assert syncer.sync(now).foreign
@@ -86,14 +117,119 @@ def test_own_syncs_are_not_told(nftables: NftablesBackend, watched: NftablesWatc
     assert watched.look() == ""
 
 
+def neighbours() -> None:
+    """Two transactions on a table of somebody else."""
+    nft("add table ip theirs; add chain ip theirs one")
+    nft("delete table ip theirs")
+
+
+def test_other_tables_are_no_concern(nftables: NftablesBackend, watched: NftablesWatch) -> None:
+    """What others do with tables of their own is not told between syncs. During a sync it may be
+    taken for a change of ours once; then syncs are listened to, and a real one is told of."""
+    family, syncer = nftables.family, Syncer(nftables)
+    neighbours()
+    assert watched.look() == ""
+    wanted = (some(family), whole(own(0, family, pods=2)), whole(own(0, family, pods=1)))
+    told_of = []
+    for plan in wanted:
+        watched.pause()
+        neighbours()
+        told_of.append(bool(watched.resume(syncer.sync(plan).transactions)))
+    assert told_of == [True, False, False]
+    watched.pause()
+    nft("flush", "map", WORD[family], TABLE, "ways")
+    neighbours()
+    assert watched.resume(0) == "3 transactions of others during a sync"
+    watched.pause()
+    assert watched.resume(0) == ""
+
+
+def test_a_busy_neighbour_does_not_spoil_reading(nftables: NftablesBackend) -> None:
+    """The kernel calls a listing torn after any transaction; it is believed when ours was not
+    touched."""
+    family, syncer = nftables.family, Syncer(nftables)
+    many = whole(*[own(number, family, ways="c", pods=40) for number in range(60)])
+    syncer.sync(many)
+    ended = threading.Event()
+
+    def busy() -> None:
+        with closing(Nft()) as tool:
+            while not ended.is_set():
+                tool.run("add table ip theirs; delete table ip theirs\n")
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        for _ in range(10):
+            assert nftables.read() == nftables.settled(syncer.desired)
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_killed_sync_is_all_or_nothing(nftables: NftablesBackend) -> None:
+    """Killed anywhere in its syncs, a proxy leaves one plan or the other, and the next one goes on
+    from there."""
+    family = nftables.family
+    shapes = ({"ways": "cn", "pods": 30}, {"ways": "cne", "pods": 2, "affinity": 60})
+    plans = [whole(*[own(each, family, **shape) for each in range(40)]) for shape in shapes]
+    Syncer(nftables).sync(plans[0])
+    for _ in range(5):
+        ready, told_ready = os.pipe()
+        child = os.fork()
+        if not child:
+            _sync_for_ever(family, plans, told_ready)
+        os.close(told_ready)
+        assert os.read(ready, 1)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        assert any(_stands(family, plan) for plan in plans)
+    with closing(NftablesBackend(family)) as again:
+        syncer = Syncer(again)
+        syncer.sync(plans[1])
+        assert again.read() == again.settled(syncer.desired)
+
+
+def _sync_for_ever(family: Family, plans: list[Snapshot], told_ready: int) -> None:
+    """In a child, until it is killed."""
+    try:
+        syncer = Syncer(NftablesBackend(family))
+        for plan in cycle(plans):
+            syncer.sync(plan)
+            os.write(told_ready, b".")
+    finally:
+        os._exit(1)
+
+
+def _stands(family: Family, plan: Snapshot) -> bool:
+    """Whether a proxy that wants ``plan`` has nothing to do, whatever slots endpoints have."""
+    with closing(NftablesBackend(family)) as reader:
+        desired = reader.render(plan, None)
+        held = reader.read()
+        return reader.diff(reader.adopted(desired, held), held) is None
+
+
+def test_a_rebuild_that_broke_off_is_finished(nftables: NftablesBackend) -> None:
+    """A table without elements, as it stands between the two transactions of a rebuild."""
+    family, syncer = nftables.family, Syncer(nftables)
+    now = some(family)
+    desired = nftables.render(now, None)
+    nftables.door.run(skeleton(desired.frame))
+    applied = syncer.sync(now)
+    assert applied.transactions == 1
+    assert nftables.read() == nftables.settled(syncer.desired)
+
+
 def test_a_change_is_one_transaction(nftables: NftablesBackend) -> None:
     """Elements, chains for another count and the end of those of the old one together."""
     family, syncer = nftables.family, Syncer(nftables)
-    now = whole(own(0, family, ways="c", pods=3))
+    now = whole(own(0, family, ways="cn", pods=3))
     syncer.sync(now)
-    applied = syncer.sync(successor(now, own(0, family, ways="c", pods=2)))
+    applied = syncer.sync(successor(now, own(0, family, ways="cn", pods=2)))
     assert applied.transactions == 1
-    assert " inside-3 " not in listed(family)
+    assert " node-outside-3 " not in listed(family)
+    assert " node-outside-2 " in listed(family)
 
 
 def test_a_new_process_adopts_the_table(nftables: NftablesBackend) -> None:
@@ -107,14 +243,35 @@ def test_a_new_process_adopts_the_table(nftables: NftablesBackend) -> None:
     assert "expires" in listed(family)
 
 
+def test_mending_a_rule_keeps_the_rest(nftables: NftablesBackend) -> None:
+    """A rule that somebody put into a base chain goes, in one transaction, with nothing but its
+    chain made anew; nobody's affinity is lost."""
+    family, syncer = nftables.family, Syncer(nftables)
+    syncer.sync(some(family))
+    key = "192.0.2.1 . 0x00000001" if family is Family.IPV4 else "0x00000001"
+    nft(f"add element {WORD[family]} {TABLE} affinity {{ {key} timeout 1h : 1 }}")
+    nft(f"insert rule {WORD[family]} {TABLE} filter-forward drop")
+    syncer.forget()
+    applied = syncer.sync(some(family))
+    assert (applied.transactions, applied.foreign) == (1, True)
+    assert dict(applied.tables) == {"rules": 1}
+    assert "expires" in listed(family)
+    assert nftables.read() == nftables.settled(syncer.desired)
+
+
 def test_a_bad_element_is_left_out(nftables: NftablesBackend) -> None:
     """Two service ports with one key: the kernel takes one of them, all others are served."""
     family, syncer = nftables.family, Syncer(nftables)
     good, bad = own(0, family, pods=2), own(1, family, pods=1)
     bad = replace(bad, port=good.port)
     applied = syncer.sync(whole(good, bad, own(2, family, ways="n", pods=3)))
-    assert len(applied.refused) == 1
-    assert applied.refused[0][0] in (good.name, bad.name)
+    ((name, why),) = applied.refused
+    assert name in (good.name, bad.name)
+    assert "ways" in why or "endpoints" in why
+    assert nftables.read() == nftables.settled(syncer.desired)
+    # It changes, and is taken.
+    mended = whole(good, replace(bad, port=9000), own(2, family, ways="n", pods=3))
+    assert syncer.sync(mended).refused == ()
     assert nftables.read() == nftables.settled(syncer.desired)
 
 
@@ -126,12 +283,66 @@ def test_cleanup_and_sweep_leave_others_alone(nftables: NftablesBackend) -> None
     Syncer(nftables).sync(some(family))
     nftables.cleanup()
     assert nft("list", "ruleset") == before
-    assert not sweep.sweep(family)
+    assert not sweep.sweep(family, "iptables")
     Syncer(nftables).sync(some(family))
-    nft(f"add table {WORD[family]} kube-proxy")
-    nft(f"add chain {WORD[family]} kube-proxy services")
-    assert sweep.sweep(family)
+    kube_proxys(family)
+    assert sweep.sweep(family, "iptables")
     assert nft("list", "ruleset") == before
+
+
+def test_the_command_says_what_it_removed(
+    nftables: NftablesBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """kproxy cleanup names the mode and the family; of another table it says nothing."""
+    family = nftables.family
+    nft("add", "table", WORD[family], "theirs")
+    Syncer(nftables).sync(some(family))
+    clean(force=True)
+    assert capsys.readouterr().out == f"removed: nftables IPv{family:d}\n"
+    clean(force=True)
+    assert capsys.readouterr().out == "nothing of kproxy was here\n"
+
+
+def kube_proxys(family: Family) -> None:
+    """What kube-proxy's mode of this name leaves, as far as it matters."""
+    nft(f"add table {WORD[family]} kube-proxy; add chain {WORD[family]} kube-proxy services")
+
+
+def test_kube_proxys_table_goes_when_ours_stands(nftables: NftablesBackend) -> None:
+    """It is no part of ours, and would serve beside it."""
+    family, syncer = nftables.family, Syncer(nftables)
+    syncer.sync(some(family))
+    before = nft("list", "ruleset")
+    kube_proxys(family)
+    choice = registry.Choice("nftables")
+    assert registry.sweep(choice, [family]) == (choice,)
+    assert nft("list", "ruleset") == before
+    assert registry.sweep(choice, [family]) == ()
+
+
+@pytest.mark.parametrize("variant", Variant)
+def test_it_takes_over_from_iptables_and_back(nftables: NftablesBackend, variant: Variant) -> None:
+    """Of the mode that served before nothing is left, in either direction."""
+    family, now = nftables.family, some(nftables.family)
+    other = registry.Choice("iptables", variant)
+    Syncer(registry.create(other, family)).sync(now)
+    Syncer(nftables).sync(now)
+    mine = registry.Choice("nftables")
+    assert registry.sweep(mine, [family]) == (other,)
+    assert "KUBE" not in saved(family, variant)
+    with closing(NftablesBackend(family)) as again:
+        assert Syncer(again).sync(now).written == 0
+    Syncer(registry.create(other, family)).sync(now)
+    before = saved(family, variant)
+    assert registry.sweep(other, [family]) == (mine,)
+    assert not nftables.door.stands()
+    assert saved(family, variant) == before
+
+
+def saved(family: Family, variant: Variant) -> str:
+    """iptables-save without its counters and comments, which hold the time."""
+    text = ToolDoor(family, variant).save()
+    return "\n".join(line for line in text.splitlines() if line.startswith("-A"))
 
 
 def test_the_probe_leaves_nothing(nftables: NftablesBackend) -> None:

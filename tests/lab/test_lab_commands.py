@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.lab import lifecycle, state
+from kproxy.backends import registry
+from kproxy.lab import catalogue, lifecycle, state
 
 LAB = "fcmd"
 KPROXY = [sys.executable, "-m", "kproxy"]
@@ -178,10 +179,17 @@ def test_without_root_one_line_and_status_3(argv: tuple[str, ...]) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_help_names_what_there_is() -> None:
+    """Every topology that comes with kproxy, every mode."""
+    up, render = kproxy("lab", "up", "--help").stdout, kproxy("render", "--help").stdout
+    assert [name for name in catalogue.names() if name not in up] == []
+    assert [name for name in registry.names() if name not in render] == []
+
+
 @pytest.mark.parametrize(
     ("argv", "word"),
     [
-        (("up", "no-such-topology"), "single, standard, wide"),
+        (("up", "no-such-topology"), "single, standard, walk, wide"),
         (("up", "--mode", "no-such-mode"), "iptables-nft"),
         (("up", "--nodes", "0"), "--nodes"),
         (("up", "-f", "/no/such/file.yaml"), "/no/such/file.yaml"),

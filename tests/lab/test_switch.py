@@ -15,6 +15,8 @@ from typing import Self
 import pytest
 
 from kproxy import occupancy
+from kproxy.backends.fastpath import steer
+from kproxy.backends.nftables import rules as nftables_rules
 from kproxy.bench.held import Held
 from kproxy.errors import LabError, MachineError
 from kproxy.kernel import netns
@@ -25,24 +27,31 @@ from tests.lab.test_restart import asked
 
 pytestmark = pytest.mark.kernel
 
-LAB = "fswt"
+#: Tables of nftables that are a mode's own.
+NFT_TABLES = {"nftables": nftables_rules.TABLE, "fastpath": steer.TABLE}
+
+LAB, IPVS_LAB = "fswt", "fswi"
 NODE = "node1"
 
 #: The modes of this kernel but ipvs, which it may have or not.
-MODES = ("iptables-nft", "iptables-legacy", "userspace", "fastpath")
+MODES = ("iptables-nft", "iptables-legacy", "userspace", "fastpath", "nftables")
 #: Every ordered pair once, each beginning where the last one ended.
-PAIRS = [
-    (MODES[one], MODES[other]) for one, other in pairwise((0, 1, 0, 2, 0, 3, 1, 2, 1, 3, 2, 3, 0))
-]
+WALK = (0, 1, 0, 2, 0, 3, 0, 4, 1, 2, 1, 3, 1, 4, 2, 3, 2, 4, 3, 4, 0)
+PAIRS = [(MODES[one], MODES[other]) for one, other in pairwise(WALK)]
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[LabState]:
-    lifecycle.down(LAB)
-    made = lifecycle.up(LAB, catalogue.load("single"), lifecycle.mode_of(MODES[0])).lab
+    yield from up(LAB, MODES[0])
+
+
+def up(name: str, mode: str) -> Iterator[LabState]:
+    """A lab of one node, and its end."""
+    lifecycle.down(name)
+    made = lifecycle.up(name, catalogue.load("single"), lifecycle.mode_of(mode)).lab
     yield made
-    lifecycle.down(LAB)
-    state.forget_allocations(LAB)
+    lifecycle.down(name)
+    state.forget_allocations(name)
 
 
 def in_mode(name: str) -> None:
@@ -66,8 +75,10 @@ def traces(lab: LabState, mode: str) -> list[str]:
             for tool in ("iptables", "ip6tables"):
                 text = run_here(f"{tool}-{variant}-save")
                 found += [line for line in text.splitlines() if is_of(line, mode, variant)]
+    if mode in NFT_TABLES:
+        tables = run(lab, "nft", "list", "tables").splitlines()
+        found += [line for line in tables if line.split()[-1] == NFT_TABLES[mode]]
     if mode == "fastpath":
-        found += [line for line in run(lab, "nft", "list", "tables").splitlines() if "kp" in line]
         found += [line for line in run(lab, "ip", "rule").splitlines() if "102" in line]
         links = run(lab, "ip", "-o", "link").splitlines()
         found += [line for line in links if ": kp4" in line or ": kp6" in line]
@@ -101,6 +112,7 @@ class Clients:
 
     def __init__(self, lab: LabState) -> None:
         self._namespace = namespace(lab, "echo-0")
+        self._place = (cluster_ip_of(lab.name), 80)
         self._ending = threading.Event()
         self.failures: list[str] = []
         self.count = 0
@@ -115,21 +127,20 @@ class Clients:
         self._thread.join()
 
     def _run(self) -> None:
-        place = (cluster_ip_of(), 80)
         with netns.entered(self._namespace):
             while not self._ending.is_set():
                 self.count += 1
                 try:
-                    with socket.create_connection(place, timeout=10) as made:
+                    with socket.create_connection(self._place, timeout=10) as made:
                         asked(made)
                 except (OSError, AssertionError, ValueError) as failed:
                     self.failures.append(repr(failed))
 
 
-def cluster_ip_of() -> str:
+def cluster_ip_of(name: str = LAB) -> str:
     (found,) = [
         obj["spec"]["clusterIP"]
-        for obj in lifecycle.objects_of(LAB)
+        for obj in lifecycle.objects_of(name)
         if (obj["kind"], obj["metadata"]["name"]) == ("Service", "web")
     ]
     return str(found)
@@ -156,6 +167,40 @@ def test_no_connection_is_lost_and_nothing_is_left(lab: LabState, old: str, new:
 
 def variant_of(name: str) -> str:
     return lifecycle.mode_of(name).variant
+
+
+@pytest.fixture(scope="module")
+def ipvs_lab() -> Iterator[LabState]:
+    yield from up(IPVS_LAB, "ipvs")
+
+
+def ipvs_traces(lab: LabState) -> list[str]:
+    """What only this mode has: virtual servers, its device, its sets."""
+    found = [line for line in run(lab, "ipvsadm", "-Sn").splitlines() if line.startswith("-A")]
+    found += [line for line in run(lab, "ip", "-o", "link").splitlines() if "kube-ipvs" in line]
+    return found + run(lab, "ipset", "list", "-n").splitlines()
+
+
+@pytest.mark.ipvs
+@pytest.mark.parametrize("other", ["iptables", "userspace"])
+def test_to_and_from_ipvs(ipvs_lab: LabState, other: str) -> None:
+    """As between the others: virtual servers come beside rules and go without a trace, and no
+    connection of either kind ends with them."""
+    name = str(lifecycle.mode_of(other))
+    place = (cluster_ip_of(IPVS_LAB), 80)
+    for old, new in (("ipvs", name), (name, "ipvs")):
+        with (
+            Clients(ipvs_lab) as clients,
+            Held(namespace(ipvs_lab, "echo-0"), place, 4, answered) as held,
+        ):
+            (done,) = switching.switch(IPVS_LAB, lifecycle.mode_of(new))
+            outcome = held.end()
+        assert (done.before, done.now) == (old, new)
+        assert outcome.survived == outcome.connections
+        assert clients.count
+        assert clients.failures == []
+        assert bool(ipvs_traces(ipvs_lab)) == (new == "ipvs")
+        assert state.load(IPVS_LAB).mode_of(NODE)[0] == new.partition("-")[0]
 
 
 def test_a_mode_that_this_kernel_lacks_stops_nothing(

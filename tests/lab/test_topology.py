@@ -141,13 +141,13 @@ def test_what_is_no_file_is_said_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "ring.yaml").symlink_to("ring.yaml")
     for name in ("pipe.yaml", "ring.yaml", "."):
-        with pytest.raises(TopologyError, match="single, standard, wide"):
+        with pytest.raises(TopologyError, match="single, standard, walk, wide"):
             catalogue.load(f"{tmp_path}/{name}")
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
     """The message of a wrong name holds the right ones."""
-    with pytest.raises(TopologyError, match="single, standard, wide"):
+    with pytest.raises(TopologyError, match="single, standard, walk, wide"):
         catalogue.load("standart")
 
 

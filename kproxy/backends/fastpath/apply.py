@@ -15,14 +15,14 @@ from pathlib import Path
 from kproxy import logs
 from kproxy.backends.base import Applied, Finding
 from kproxy.backends.fastpath import estate, host, leaving, steer
-from kproxy.backends.fastpath.carrier import Carrier
+from kproxy.backends.fastpath.carrier import Carrier, workers_of
 from kproxy.backends.fastpath.door import OUTLIVING, SteerDoor
 from kproxy.backends.fastpath.estate import Estate
 from kproxy.backends.fastpath.figures import EngineFigures, figures_of
 from kproxy.backends.fastpath.held import Held, Patch, diff, settled
 from kproxy.backends.fastpath.render import Desired, check_members, render
 from kproxy.backends.fastpath.seed import kept_seed
-from kproxy.backends.fastpath.steer import CHECKS
+from kproxy.backends.fastpath.steer import CHECKS, NEW_A_SECOND
 from kproxy.backends.xtables.localnet import ROUTE_LOCALNET
 from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import FastpathSettings, LocalDetector, Snapshot
@@ -144,7 +144,8 @@ class FastpathBackend:
         host.probe(self.family)
 
     def render(self, snapshot: Snapshot, previous: Desired | None) -> Desired:
-        return render(snapshot, previous)
+        new = self._settings.new_per_second or NEW_A_SECOND * workers_of(self._settings)
+        return render(snapshot, previous, new=new)
 
     def read(self) -> Held:
         frame, sets = self.door.table()

@@ -51,6 +51,11 @@ OUTCOMES = (Outcome.REFUSED, Outcome.TIMEOUT, Outcome.UNREACHABLE, Outcome.OK)
 REAP = 5.0
 
 
+def workers_of(settings: FastpathSettings) -> int:
+    """Threads of a family, each with its queue."""
+    return settings.workers or min(MOST_WORKERS, max(1, (os.cpu_count() or 1) // 2))
+
+
 class Carrier:
     """One family's engine, and what it was told. Made by the backend, in its threads.
 
@@ -60,7 +65,7 @@ class Carrier:
     def __init__(self, family: Family, settings: FastpathSettings, seed: bytes) -> None:
         self.family = family
         self.engine: Engine = tables.make_engine(_engine_settings(settings, seed))
-        self._workers = settings.workers or min(MOST_WORKERS, max(1, (os.cpu_count() or 1) // 2))
+        self._workers = workers_of(settings)
         self._pumps: list[Pump] = []
         self._threads: list[threading.Thread] = []
         self._queues: list[int] = []

@@ -104,7 +104,9 @@ class SteerDoor:
             return None, _NOTHING
         chains, members = _split(listed)
         forms = (True, False) if self.family is Family.IPV4 else (False,)
-        frames = (Frame(self.family, localhost) for localhost in forms)
+        frames = (
+            Frame(self.family, localhost, new) for localhost in forms for new in _limits(chains)
+        )
         return next((each for each in frames if learned(each) == chains), None), members
 
     def run(self, script: str) -> None:
@@ -176,6 +178,10 @@ def _behind(route: Any, family: Family, devices: set[int]) -> Iterator[str]:
 # --- what nft prints ----------------------------------------------------------------------------
 
 
+#: Of what is printed: numbers that the kernel gives, members, what a counter has counted.
+_VARYING = frozenset({"handle", "elem", "packets", "bytes"})
+
+
 def _listing(family: Family, *, terse: bool = False) -> list[dict[str, Any]] | None:
     """None when there is no such table."""
     options = ["-t"] if terse else []
@@ -195,11 +201,17 @@ def _split(listed: list[dict[str, Any]]) -> tuple[list[object], Members]:
         ((kind, value),) = item.items()
         if kind == "metainfo":
             continue
-        value = {key: each for key, each in value.items() if key not in ("handle", "elem")}
+        value = {key: each for key, each in value.items() if key not in _VARYING}
         if kind == "set":
             members[value["name"]] = frozenset(map(_member, item[kind].get("elem", ())))
         rest.append((kind, value))
     return sorted(rest, key=_order), members
+
+
+def _limits(chains: list[Any]) -> list[int]:
+    """The rates that rules have, one when they are ours."""
+    statements = (each for kind, value in chains if kind == "rule" for each in value["expr"])
+    return [each["limit"]["rate"] for each in statements if "limit" in each]
 
 
 def _order(item: Any) -> tuple[str, str]:

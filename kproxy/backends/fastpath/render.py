@@ -14,6 +14,7 @@ from kproxy.backends.fastpath.steer import (
     CHECKS,
     HIDING_PORTS,
     HOSTS,
+    NEW_A_SECOND,
     PORTS,
     SERVICES,
     Frame,
@@ -70,14 +71,15 @@ class Desired:
         return self._sets
 
 
-def render(snapshot: Snapshot, previous: Desired | None) -> Desired:
-    """``previous`` is the last result of the same backend, or None."""
+def render(snapshot: Snapshot, previous: Desired | None, *, new: int = NEW_A_SECOND) -> Desired:
+    """``previous`` is the last result of the same backend, or None; ``new``: connections a second
+    (:class:`~.steer.Frame`)."""
     settings, family = snapshot.settings, snapshot.family
     tables = plan_tables(snapshot, previous.tables if previous is not None else None)
     node = node_table(settings, family, settings.local_addresses, HIDING_PORTS)
     if previous is not None and previous.node == node:
         node = previous.node
-    frame = Frame(family, node.localhost)
+    frame = Frame(family, node.localhost, new)
     return Desired(tables, node, frame, _places(snapshot, previous), _checks(snapshot, previous))
 
 

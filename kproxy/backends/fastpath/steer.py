@@ -1,4 +1,4 @@
-"""Which packets go to the engine, as nftables says it: one table, three sets, six chains. Pure.
+"""Which packets go to the engine, as nftables says it: one table, three sets, seven chains. Pure.
 
 A packet is led to the device by a bit of its mark. Conntrack remembers why, in two bits of the
 connection's mark, so that neither established connections nor answers need a look-up of ours:
@@ -13,6 +13,10 @@ The sets name service addresses and node ports exactly, so nothing else takes th
 engine writes is never led back to it; an answer that it hands back has no flow there any more, and
 would reach the client from an address that it never spoke to: it is dropped, and sent again by the
 endpoint until the client's next packet has made the flow anew.
+
+Of connections that are new only so many a second are led there. The device has one queue, and a
+flood of first packets that fills it would lose those of established connections among them: so the
+flood is thinned before the queue, and before conntrack has an entry of it.
 """
 
 from __future__ import annotations
@@ -21,12 +25,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from kproxy.backends.xtables.localnet import ROUTE_LOCALNET
 from kproxy.core.objects import Family, Value
-from kproxy.core.steering import Plan
+from kproxy.core.steering import TO_ENGINE, Plan
 
 TABLE = "kpsteer"
 
 #: Of a packet's mark: to be led to the device.
-STEER = 0x10000
+STEER = TO_ENGINE
 #: Of a connection's mark.
 SERVED, ASKED = 0x10000, 0x20000
 
@@ -36,6 +40,13 @@ _ROUTES = 102
 
 #: Packets that may wait for the engine: at 200,000 a second those of 20 ms.
 _QUEUE = 4096
+
+#: New connections that each thread is given a second, most of what it carries under a flood: each
+#: comes with an answer, and in the node's softirq as well. And how many may come at once: half of
+#: the queue.
+NEW_A_SECOND, _AT_ONCE = 50_000, _QUEUE // 2
+#: Counts those that were not led there.
+THINNED = "thinned"
 
 #: Ports behind which clients are hidden. They are reserved, so that the node's own connections do
 #: not take them; half of the range from which Linux chooses by default stays.
@@ -74,10 +85,11 @@ def plan(family: Family) -> Plan:
 
 class Frame(Value, frozen=True):
     """What the chains depend on. ``localhost``: node ports answer on 127.0.0.0/8 as well, and
-    clients there are served (IPv4 only)."""
+    clients there are served (IPv4 only). ``new``: connections a second, others are dropped."""
 
     family: Family
     localhost: bool = False
+    new: int = NEW_A_SECOND
 
 
 #: Of the node, and recorded. An answer that conntrack could not place would not be led to the
@@ -129,7 +141,9 @@ def skeleton(frame: Frame) -> str:
         f"add set {table} {SERVICES} {{ type {key} . inet_proto . inet_service; }}",
         f"add set {table} {PORTS} {{ type inet_proto . inet_service; }}",
         f"add set {table} {HOSTS} {{ type {key}; }}",
+        f"add counter {table} {THINNED}",
         f"add chain {table} back",
+        f"add chain {table} fresh",
         f"add chain {table} steer",
         f"add chain {table} pre {{ type filter hook prerouting priority mangle; }}",
         # Of type route: the way is looked up again after the mark.
@@ -147,7 +161,7 @@ def skeleton(frame: Frame) -> str:
 def _rules(frame: Frame, word: str) -> Iterator[tuple[str, str]]:
     device = DEVICES[frame.family]
     go = f"meta mark set mark or {STEER:#x} accept"
-    ask = f"ct mark set ct mark or {ASKED:#x} {go}"
+    ask = "goto fresh"
     yield "pre", f'iifname "{device}" goto back'
     if frame.localhost:
         # What the kernel does by itself where route_localnet is off (CVE-2020-8558).
@@ -165,6 +179,9 @@ def _rules(frame: Frame, word: str) -> Iterator[tuple[str, str]]:
     yield "steer", f"meta l4proto . th dport @{PORTS} {word} daddr @{HOSTS} {ask}"
     if frame.localhost:
         yield "steer", f"ip daddr 127.0.0.0/8 meta l4proto . th dport @{PORTS} {ask}"
+    over = f"limit rate over {frame.new}/second burst {_AT_ONCE} packets"
+    yield "fresh", f"{over} counter name {THINNED} drop"
+    yield "fresh", f"ct mark set ct mark or {ASKED:#x} {go}"
     yield "out", "goto steer"
     # To where it goes anyway: what is led to the engine is translated by nobody else, while rules
     # of another mode stand beside these.

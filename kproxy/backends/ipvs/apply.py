@@ -16,6 +16,7 @@ from kproxy.backends.base import Applied
 from kproxy.backends.ipvs import host, refusal, sets, sysctls
 from kproxy.backends.ipvs.chains import LAYOUT
 from kproxy.backends.ipvs.cleanup import clean
+from kproxy.backends.ipvs.departure import depart
 from kproxy.backends.ipvs.diff import Leaving, Patch, diff, leaving
 from kproxy.backends.ipvs.door import Door, KernelDoor
 from kproxy.backends.ipvs.drain import Drain
@@ -260,6 +261,12 @@ class IpvsBackend:
             self._found = None
 
     # --- the end -------------------------------------------------------------------------------
+
+    def leave(self) -> int:
+        """See :class:`kproxy.backends.base.Leaving`."""
+        held = self.door.servers().servers
+        own = () if self._desired is None else self._desired.servers
+        return depart(self.door, self.family, [server for server in held if server in own])
 
     def cleanup(self) -> None:
         """Everything of ours, with rules in either variant; other programs' servers stay."""

@@ -11,11 +11,22 @@ from collections.abc import Iterator
 
 from kproxy.backends.base import Applied
 from kproxy.backends.nftables import host, wire
+from kproxy.backends.nftables.adopt import adopted
 from kproxy.backends.nftables.door import NftDoor, Refused
 from kproxy.backends.nftables.elements import KINDS, Record, text, unpack
 from kproxy.backends.nftables.held import Held, Patch, diff, settled
 from kproxy.backends.nftables.render import Desired, render
-from kproxy.backends.nftables.rules import base, chain_text, skeleton
+from kproxy.backends.nftables.rules import (
+    TABLE,
+    WORD,
+    Chain,
+    Treat,
+    base,
+    chain_of,
+    chain_text,
+    skeleton,
+    together,
+)
 from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import Snapshot
 from kproxy.errors import ContentError
@@ -47,10 +58,15 @@ class NftablesBackend:
         self._wanted = render(snapshot, previous, self._choice)
         return self._wanted
 
+    def adopted(self, desired: Desired, actual: Held) -> Desired:
+        self._wanted = adopted(desired, actual)
+        return self._wanted
+
     def read(self) -> Held:
         wanted = self._wanted
         if wanted is None:
-            return Held(table=False)
+            # Nothing of it can be told apart: nobody has said yet what there should be.
+            return Held(table=self.door.stands(), family=self.family)
         return self.door.read(wanted.frame, wanted.chains)
 
     def settled(self, desired: Desired) -> Held:
@@ -79,21 +95,22 @@ class NftablesBackend:
         )
 
     def _rebuild(self, patch: Patch) -> int:
-        """Table, maps and chains without elements; the transactions that it took."""
+        """Table, maps and chains without elements, in place of what was there; the transactions."""
         desired = patch.desired
         frame, fixed = desired.frame, {chain.name for chain in base(desired.frame)}
         more = [chain for name, chain in desired.chains.items() if name not in fixed]
-        # The library cannot judge rules beside maps that are there already.
-        taken = self.door.delete()
-        self.door.run(skeleton(frame) + "".join(chain_text(chain, frame) for chain in more))
-        return 1 + taken
+        made = skeleton(frame) + "".join(chain_text(chain, frame) for chain in more)
+        # The library cannot judge rules beside maps that are there already. Together, so that
+        # connections are translated throughout.
+        gone = f"delete table {WORD[self.family]} {TABLE}\n" if self.door.stands() else ""
+        self.door.run(gone + made)
+        return 1
 
     def _change(self, patch: Patch) -> int:
         chains: dict[str, tuple[bytes, ...]] = {}
         if patch.chains and not patch.rebuild:
-            wanted = {chain.name: chain for chain in patch.chains}
-            forms = self.door.learned(patch.desired.frame, wanted)
-            chains = {name: forms.chains[name][2] for name in wanted}
+            forms = self.door.learned(patch.desired.frame, _learnt(patch))
+            chains = {chain.name: forms.chains[chain.name][2] for chain in patch.chains}
         change = wire.Change(patch.gone, patch.added, chains, patch.spare)
         if not change:
             return 0
@@ -128,6 +145,17 @@ class NftablesBackend:
     def cleanup(self) -> None:
         self.door.delete()
         self.door.close()
+
+
+def _learnt(patch: Patch) -> dict[str, Chain]:
+    """The chains of a patch, and others of their kinds: the next number of slots finds them
+    learned."""
+    frame, made = patch.desired.frame, {chain.name: chain for chain in patch.chains}
+    kinds = [spec for spec in patch.desired.specs if spec.name in made]
+    near = {one for spec in kinds for one in together(spec)}
+    # What others go to comes first.
+    specs = sorted(near, key=lambda spec: (isinstance(spec, Treat), spec.name))
+    return {spec.name: chain_of(spec, frame) for spec in specs} | made
 
 
 def _content(patch: Patch, refused: Refused, family: Family) -> ContentError:

@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from typing import TypeVar
 
 from kproxy.backends.nftables import wire
@@ -31,21 +31,34 @@ from kproxy.backends.nftables.rules import (
 from kproxy.core.objects import Family, Value
 from kproxy.errors import ApplyError, NetlinkError
 from kproxy.kernel import netns
+from kproxy.kernel.nftables import Kind, Listener
+
+#: The table of kube-proxy's nftables mode.
+KUBE_PROXYS = "kube-proxy"
 
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _BUFFER = 1 << 20
 _TRIES = 5
+#: Listings of a set whose elements are on the move, at most.
+_MOVES = 20
 #: No such table, or a kernel that has no tables of the family, or none at all.
 _NOT_THERE = frozenset({errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL})
-#: linux/netfilter/nf_tables.h, attributes of chains, rules and sets.
-_NAME, _HOOK, _TYPE = 3, 4, 7
+#: A kernel without netlink for filters at all.
+_NO_NETFILTER = frozenset({errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT})
+#: linux/netfilter/nf_tables.h, attributes of tables, chains, rules and sets.
+_GETTABLE, _TABLE_FLAGS = 1, 2
+_NAME, _HOOK, _POLICY, _TYPE = 3, 4, 5, 7
 _RULE_CHAIN, _EXPRESSIONS = 2, 4
 _SET_NAME, _SET_ESSENCE = 2, (3, 4, 5, 6, 7)
 _OF_TABLE = 1
+#: Of tables and sets, among their flags.
+_DORMANT, _ANONYMOUS = 0x1, 0x1
+_VERSIONS = {Family.IPV4: 2, Family.IPV6: 10}
 
-#: How the kernel gives a chain back: its type and hook, and the expressions of its rules.
+#: How the kernel gives a chain back: its type and policy, its hook, and the expressions of its
+#: rules.
 Form = tuple[bytes, bytes, tuple[bytes, ...]]
 #: … and a set: its flags, types and lengths.
 SetForm = tuple[bytes, ...]
@@ -63,10 +76,11 @@ class Refused(ApplyError):
 
 
 class Forms(Value, frozen=True):
-    """What stands in a table, as the kernel gives it back."""
+    """What stands in a table, as the kernel gives it back. ``asleep``: none of it is in force."""
 
     chains: dict[str, Form]
     sets: Mapping[str, SetForm]
+    asleep: bool = False
 
 
 class NftDoor:
@@ -77,6 +91,8 @@ class NftDoor:
         self._socket: socket.socket | None = None
         self._nft: Nft | None = None
         self._learned: dict[Frame, Forms] = {}
+        #: Hears whether it is our table that changes, while it is listed.
+        self._ear: Listener | None = None
 
     # --- writing ---
 
@@ -110,11 +126,16 @@ class NftDoor:
     def read(self, frame: Frame, wanted: Mapping[str, Chain]) -> Held:
         """``wanted`` are the chains that something may be found to be; see
         :class:`kproxy.backends.nftables.held.Held`."""
+        with self._listening():
+            return self._read(frame, wanted)
+
+    def _read(self, frame: Frame, wanted: Mapping[str, Chain]) -> Held:
         there = self._settled(self.forms)
         if not there.sets and not there.chains:
             return Held(table=False)
         known = self.learned(frame, wanted)
-        whole = all(there.sets.get(name) == form for name, form in known.sets.items())
+        # A map of others may lead to chains of ours, which then cannot go.
+        whole = there.sets == known.sets and not there.asleep
         chains = {
             name: wanted[name] if name in wanted and known.chains[name] == form else None
             for name, form in there.chains.items()
@@ -137,7 +158,8 @@ class NftDoor:
             found = wire.attributes(body)
             # The kernel lists the chains of all tables.
             if found.get(_OF_TABLE) == named:
-                heads[_text(found[_NAME])] = found.get(_TYPE, b""), _hook(found.get(_HOOK, b""))
+                kind = found.get(_TYPE, b"") + found.get(_POLICY, b"")
+                heads[_text(found[_NAME])] = kind, _hook(found.get(_HOOK, b""))
         for body in self._listing(wire.ask(wire.GETRULE, self.family, table)):
             found = wire.attributes(body)
             expressions = found.get(_EXPRESSIONS, b"")
@@ -146,18 +168,42 @@ class NftDoor:
         for body in self._listing(wire.ask(wire.GETSET, self.family, table)):
             found = wire.attributes(body)
             essence = tuple(found.get(each, b"") for each in _SET_ESSENCE)
-            sets[_text(found[_SET_NAME])] = essence
+            # What a rule has without a name goes with the rule.
+            if not int.from_bytes(essence[0]) & _ANONYMOUS:
+                sets[_text(found[_SET_NAME])] = essence
         chains = {name: (*head, tuple(rules.get(name, ()))) for name, head in heads.items()}
-        return Forms(chains, sets)
+        return Forms(chains, sets, self._asleep(named))
+
+    def _asleep(self, named: bytes) -> bool:
+        tables = map(wire.attributes, self._listing(wire.ask(_GETTABLE, self.family, "")))
+        flags = (one.get(_TABLE_FLAGS, b"") for one in tables if one.get(_OF_TABLE) == named)
+        return any(int.from_bytes(each) & _DORMANT for each in flags)
 
     def members(self, name: str) -> set[Record]:
-        """The elements of one set."""
+        """The elements of one set.
+
+        For a while after many were added the kernel moves them to larger tables, and a listing that
+        is made meanwhile has some of them twice, others not at all (nft_set_hash's walk goes on by
+        counting). None is there that the set has not: several listings together are whole.
+        """
         request = wire.ask(wire.GETSETELEM, self.family, TABLE, name)
-        return self._settled(lambda: wire.records(self._listing(request)))
+        found: set[Record] = set()
+        for _ in range(_MOVES):
+            listed = self._settled(lambda: wire.records(self._listing(request)))
+            members = set(listed)
+            if len(members) == len(listed):
+                return members
+            found |= members
+        return found
 
     def stands(self, table: str = TABLE) -> bool:
         """Whether there is a table with something in it."""
-        found = self._settled(lambda: self.forms(table))
+        try:
+            found = self._settled(lambda: self.forms(table))
+        except OSError as error:
+            if error.errno in _NO_NETFILTER:
+                return False
+            raise
         return bool(found.chains or found.sets)
 
     def delete(self, table: str = TABLE) -> bool:
@@ -223,6 +269,9 @@ class NftDoor:
             try:
                 yield from wire.answers(opened.recv(_BUFFER))
             except OSError as error:
+                # What is still to come is no answer to what is asked next.
+                opened.close()
+                self._socket = None
                 raise _failed("hear what became of elements", error.errno or 0) from error
 
     def _listing(self, request: bytes) -> Iterable[bytes]:
@@ -239,24 +288,43 @@ class NftDoor:
                     break
                 raise _failed("list rules", answer.error)
             found.append(answer.body)
-        if torn:
+        # The kernel says so after any transaction, also one on a table of somebody else.
+        if torn and (self._ear is None or _ours(self._ear, self.family)):
             raise _Torn
         return found
 
     def _settled(self, look: Callable[[], Made]) -> Made:
-        for _ in range(_TRIES - 1):
+        with self._listening():
+            for _ in range(_TRIES):
+                with suppress(_Torn):
+                    return look()
+        raise NetlinkError("rules change faster than they can be read", errno.EINTR)
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        if self._ear is not None:
+            yield
+            return
+        with closing(Listener()) as self._ear:
             try:
-                return look()
-            except _Torn:
-                continue
-        try:
-            return look()
-        except _Torn:
-            raise NetlinkError("rules change faster than they can be read", errno.EINTR) from None
+                yield
+            finally:
+                self._ear = None
 
 
 class _Torn(Exception):
     """Rules changed while they were listed."""
+
+
+def _ours(ear: Listener, family: Family) -> bool:
+    """Whether a table of ours, or of kube-proxy, may have changed since this was last asked."""
+    found, lost = ear.heard()
+    return lost or any(
+        event.kind is not Kind.NEWGEN
+        and event.family == _VERSIONS[family]
+        and event.table in (TABLE, KUBE_PROXYS)
+        for event in found
+    )
 
 
 def _text(value: bytes) -> str:

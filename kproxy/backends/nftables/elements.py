@@ -9,13 +9,13 @@ compared as sets of bytes, and nothing is made of 250,000 endpoints but these.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from functools import cache
 from ipaddress import ip_address, ip_network
+from socket import AF_INET, AF_INET6, inet_pton
 
 from kproxy.core.objects import Family, Protocol, Value
-from kproxy.core.ways import packed
 
 Record = bytes
 
@@ -119,7 +119,6 @@ def port(number: int) -> bytes:
     return number.to_bytes(2) + b"\0\0"
 
 
-@cache
 def number(value: int) -> bytes:
     return _NUMBER.pack(value)
 
@@ -162,10 +161,32 @@ def entries(keys: Sequence[bytes], datas: Sequence[bytes]) -> tuple[Record, ...]
     return tuple([head + key + middle + data for key, data in zip(keys, datas, strict=True)])
 
 
+@cache
+def _lead(key: int, chain: str) -> tuple[bytes, bytes]:
+    """What stands before and after a key of so many bytes in a verdict map."""
+    record = attribute(_KEY, attribute(_VALUE, bytes(key))) + attribute(_DATA, goto(chain))
+    whole = attribute(_LIST_ELEM, record)
+    return whole[:12], whole[12 + key :]
+
+
+def taken_apart(kind: Kind, records: Iterable[Record], family: Family) -> dict[bytes, bytes]:
+    """Key -> data of a map with data of parts; those that :func:`entry` would pack otherwise are
+    left out."""
+    assert not isinstance(kind.data, Verdict)
+    key, data = _size(kind.key, family), _size(kind.data, family)
+    head, middle = _heads(key, data)
+    begin, end = len(head) + key, len(head) + key + len(middle)
+    return {
+        record[len(head) : begin]: record[end:]
+        for record in records
+        if len(record) == end + data and record.startswith(head) and record[begin:end] == middle
+    }
+
+
 def way(key: bytes, chain: str) -> Record:
     """Of a verdict map."""
-    inner = attribute(_KEY, attribute(_VALUE, key))
-    return attribute(_LIST_ELEM, inner + attribute(_DATA, goto(chain)))
+    head, tail = _lead(len(key), chain)
+    return head + key + tail
 
 
 def source(key: bytes, cidr: str) -> Record:
@@ -177,7 +198,8 @@ def source(key: bytes, cidr: str) -> Record:
 
 
 def address(text: str) -> bytes:
-    return packed(text)
+    """In network order."""
+    return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
 
 
 def bare(kind: Kind, record: Record) -> Record:
@@ -242,11 +264,20 @@ def _attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
+def _size(parts: tuple[Part, ...], family: Family) -> int:
+    """Bytes."""
+    return sum(_bytes(part, family) for part in parts)
+
+
+def _bytes(part: Part, family: Family) -> int:
+    return 16 if part is Part.ADDRESS and family is Family.IPV6 else 4
+
+
 def _parts(parts: tuple[Part, ...], data: bytes, family: Family) -> tuple[str | int, ...]:
     found: list[str | int] = []
     at = 0
     for part in parts:
-        size = 16 if part is Part.ADDRESS and family is Family.IPV6 else 4
+        size = _bytes(part, family)
         piece = data[at : at + size]
         at += size
         if part is Part.ADDRESS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from kproxy.backends.nftables.elements import KINDS, Record
 from kproxy.backends.nftables.plan import Block
@@ -108,18 +108,14 @@ def diff(desired: Desired, actual: Held) -> Patch | None:
     if before is not None and (before.frame, before.common) == (desired.frame, desired.common):
         return _follow(desired, before)
     wanted, there = desired.chains, actual.chains
-    rebuild = not actual.table
-    hooked = {name: chain for name, chain in wanted.items() if chain.hook is not None}
-    if any(there.get(name) is None for name in hooked):
-        rebuild = True
-    if rebuild:
+    if not actual.table:
         return Patch(
             desired=desired,
             full=True,
             rebuild=True,
             chains=tuple(wanted.values()),
             spare=(),
-            added={name: list(found) for name, found in desired.elements().items() if found},
+            added=desired.listed(),
             gone={},
             before=None,
         )
@@ -150,12 +146,10 @@ def _follow(desired: Desired, before: Desired) -> Patch | None:
         old, new = before.blocks.get(name), desired.blocks.get(name)
         _differences(old, new, added)
         _differences(new, old, gone)
-    for owners, others, found in (
-        (desired.shared, before.shared, added),
-        (before.shared, desired.shared, gone),
-    ):
-        if owners is not others:
-            for which, record in owners.keys() - others.keys():
+    if desired.shared is not before.shared:
+        for which, record in _shared(names, before, desired):
+            found = added if (which, record) in desired.shared else gone
+            if ((which, record) in desired.shared) != ((which, record) in before.shared):
                 found.setdefault(which, []).append(record)
     chains, spare = [], []
     if desired.specs is not before.specs:
@@ -193,12 +187,27 @@ def _changed(before: Desired, desired: Desired) -> set[PortName]:
     )
 
 
+def _shared(names: Iterable[PortName], *desired: Desired) -> dict[tuple[str, Record], None]:
+    """What some service ports may have in common with others."""
+    return dict.fromkeys(
+        (which, record)
+        for name in names
+        for one in desired
+        if (block := one.blocks.get(name)) is not None
+        for which, records in block.shared.items()
+        for record in records
+    )
+
+
 def _differences(one: Block | None, other: Block | None, found: dict[str, list[Record]]) -> None:
     """What ``other`` has beyond ``one``."""
     if other is None:
         return
     mine = one.own if one is not None else {}
     for which, records in other.own.items():
-        more = set(records).difference(mine.get(which, ()))
+        had = mine.get(which, ())
+        if records == had:
+            continue
+        more = set(records).difference(had)
         if more:
             found.setdefault(which, []).extend(more)

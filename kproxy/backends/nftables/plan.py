@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from ipaddress import collapse_addresses, ip_network
-from math import gcd
 
 from kproxy.backends.nftables import elements
 from kproxy.backends.nftables.elements import CLUSTER_IPS, HAIRPIN, RESTRICTED, SOURCES, Record
-from kproxy.backends.nftables.rules import REFUSE, Pick, Spec, Treat, way_of
-from kproxy.core.objects import PortName, Value
+from kproxy.backends.nftables.rules import REFUSE, Pick, Spec, Treat, Way, way_of
+from kproxy.backends.nftables.seats import NO_PAST, Past, Place, Seats, Slots, in_order, seated
+from kproxy.core.objects import PortName, TrafficPolicy, Value
 from kproxy.core.policy import Client, Entry, Use, Verdict, treatment, verdict
-from kproxy.core.snapshot import Endpoint, NodeSettings, PortPlan
+from kproxy.core.snapshot import NodeSettings, PortPlan
 from kproxy.core.ways import permitted
 
 #: By it a Service chooses how endpoints are picked, one of :data:`CHOICES`.
@@ -25,53 +26,93 @@ _VERDICTS = {Verdict.REFUSE: REFUSE, Verdict.DROP: elements.DROP}
 Elements = Mapping[str, tuple[Record, ...]]
 
 
-class Block(Value, frozen=True):
-    """One service port. ``shared`` are elements that other service ports may have as well."""
+class Block(Value, frozen=True, gc=False):
+    """One service port. ``shared`` are elements that other service ports may have as well.
+    ``seats``: who has which slot, where that is not the order of the plan."""
 
     own: Elements
     shared: Elements
     specs: frozenset[Spec]
+    seats: Seats
     notice: str = ""
 
 
-class _Slots(Value, frozen=True):
-    """The endpoints of a set by slot, packed; each as often as its weight says."""
+def block(
+    plan: PortPlan, settings: NodeSettings, choice: str = "random", past: Past = NO_PAST
+) -> Block:
+    """``choice`` is for service ports that say nothing of it; endpoints keep the slots that they
+    had in the ``past``."""
+    maker, notice = _maker(plan, settings, choice, past)
+    shared = {CLUSTER_IPS.name: maker.cluster_ips, HAIRPIN.name: _hairpin(plan)}
+    return Block(
+        own={name: tuple(records) for name, records in maker.own.items()},
+        shared={name: records for name, records in shared.items() if records},
+        specs=_alike(frozenset(maker.specs)),
+        seats=maker.seats or _IN_ORDER,
+        notice=notice,
+    )
 
-    places: tuple[bytes, ...]
 
-    @property
-    def size(self) -> int:
-        return len(self.places)
+def leads(plan: PortPlan, settings: NodeSettings, choice: str) -> dict[Use, tuple[Pick, bytes]]:
+    """One of the ways on which each set is chosen from: the pick, and the key of its elements."""
+    maker, _ = _maker(plan, settings, choice, NO_PAST)
+    return maker.leads
 
 
-def block(plan: PortPlan, settings: NodeSettings, choice: str = "random") -> Block:
-    """``choice`` is for service ports that say nothing of it."""
+def _maker(plan: PortPlan, settings: NodeSettings, choice: str, past: Past) -> tuple[_Maker, str]:
     asked = dict(plan.annotations).get(CHOICE_ANNOTATION, choice) if plan.annotations else choice
     notice = ""
     if asked not in CHOICES:
         notice = f"{CHOICE_ANNOTATION}: {asked!r} is none of {', '.join(CHOICES)}"
         asked = choice
-    maker = _Maker(plan, settings, CHOICES[asked])
+    maker = _Maker(plan, settings, past, by_client=CHOICES[asked])
     maker.make()
-    shared = {CLUSTER_IPS.name: maker.cluster_ips, HAIRPIN.name: _hairpin(plan)}
-    return Block(
-        own={name: tuple(records) for name, records in maker.own.items()},
-        shared={name: records for name, records in shared.items() if records},
-        specs=frozenset(maker.specs),
-        notice=notice,
+    return maker, notice
+
+
+#: One object for all that are in order.
+_IN_ORDER: Seats = {}
+
+
+@cache
+def _alike(specs: frozenset[Spec]) -> frozenset[Spec]:
+    """The same object for equal ones: there are few, and each block has one."""
+    return specs
+
+
+@cache
+def _uses(entry: Entry, internal: TrafficPolicy, external: TrafficPolicy) -> tuple[Use, Use]:
+    """The sets for the node itself, and for clients elsewhere; settings only decide who is
+    masqueraded."""
+    main, far = (
+        treatment(NodeSettings(""), entry, client, internal=internal, external=external).use
+        for client in (Client.NODE, Client.OTHER)
     )
+    return main, far
+
+
+@cache
+def _chains(way: Way, size: int, node: bool, by_client: bool, stay: int) -> tuple[Treat, str]:
+    treat = Treat(way, Pick(size, node, False, by_client, stay))
+    return treat, treat.name
 
 
 class _Maker:
     """Gathers what one service port has."""
 
-    def __init__(self, plan: PortPlan, settings: NodeSettings, by_client: bool) -> None:
+    def __init__(
+        self, plan: PortPlan, settings: NodeSettings, past: Past, *, by_client: bool
+    ) -> None:
         self._plan, self._settings, self._by_client = plan, settings, by_client
+        # Where the client decides, all nodes have to choose alike.
+        self._past = NO_PAST if by_client else past
         self._stay = plan.affinity_seconds or 0
-        self._slots: dict[Use, _Slots] = {}
+        self._slots: dict[Use, Slots] = {}
         self._protocol = elements.protocol(plan.protocol)
         self.own: dict[str, list[Record]] = {}
         self.specs: set[Spec] = set()
+        self.seats: dict[Use, Slots] = {}
+        self.leads: dict[Use, tuple[Pick, bytes]] = {}
         self.cluster_ips: tuple[Record, ...] = ()
 
     def make(self) -> None:
@@ -97,50 +138,40 @@ class _Maker:
 
     def _way_in(self, entry: Entry, key: bytes, *, node: bool = False) -> None:
         plan, prefix = self._plan, "node-" * node
-        main, far = (self._use(entry, client) for client in (Client.NODE, Client.OTHER))
-        sizes = {use: self._of(use).size for use in (main, far)}
-        pick = self._pick(sizes[main], node=node)
-        treat = Treat(way_of(entry, plan.external_policy), pick)
+        main, far = _uses(entry, plan.internal_policy, plan.external_policy)
+        sizes = {use: len(self._of(use)) for use in (main, far)}
+        way = way_of(entry, plan.external_policy)
+        treat, chain = _chains(way, sizes[main], node, self._by_client, self._stay)
+        pick = treat.pick
         if any(sizes.values()) or not node:
             # An address of a service is never the node port of another, endpoints or not.
-            self._add(f"{prefix}ways", elements.way(key, treat.name))
+            self._add(f"{prefix}ways", elements.way(key, chain))
             self.specs |= {treat, pick} if pick.size else {treat}
         if self._stay and any(sizes.values()):
             self._add(f"{prefix}names", elements.entry(key, elements.number(_name(plan.name))))
         self._lead(pick, key, main)
         if far is not main and sizes[far]:
-            local = self._pick(sizes[far], node=node, local=True)
+            local = Pick(sizes[far], node, True, self._by_client, self._stay)
             self._add(f"{prefix}local-ways", elements.way(key, local.name))
             self.specs.add(local)
             self._lead(local, key, far)
         if not all(sizes.values()):
             unserved = next(use for use, size in sizes.items() if not size)
-            chain = _VERDICTS[verdict(plan.endpoints, unserved)]
-            self._add(f"{prefix}unserved", elements.way(key, chain))
+            nobody = _VERDICTS[verdict(plan.endpoints, unserved)]
+            self._add(f"{prefix}unserved", elements.way(key, nobody))
 
-    def _use(self, entry: Entry, client: Client) -> Use:
-        plan = self._plan
-        return treatment(
-            self._settings,
-            entry,
-            client,
-            internal=plan.internal_policy,
-            external=plan.external_policy,
-        ).use
-
-    def _pick(self, size: int, *, node: bool, local: bool = False) -> Pick:
-        return Pick(size, node, local, self._by_client, self._stay)
-
-    def _of(self, use: Use) -> _Slots:
+    def _of(self, use: Use) -> Slots:
         if use not in self._slots:
-            sets = self._plan.endpoints
-            chosen = sets.cluster if use is Use.CLUSTER else sets.local
-            self._slots[use] = _slots(chosen or ())
+            wanted = in_order(self._plan.endpoints, use)
+            found = self._slots[use] = seated(wanted, self._past.of(use))
+            if found != wanted:
+                self.seats[use] = found
         return self._slots[use]
 
     def _lead(self, pick: Pick, key: bytes, use: Use) -> None:
         """From slots to endpoints; with affinity by ids, which stay while slots move."""
-        places = self._of(use).places
+        places = self._of(use)
+        self.leads.setdefault(use, (pick, key))
         keys = [key + elements.number(slot) for slot in range(len(places))]
         if not pick.stay:
             self._add(f"{pick.prefix}endpoints", *elements.entries(keys, places))
@@ -159,33 +190,17 @@ class _Maker:
             self._add(SOURCES.name, elements.source(key, str(range_)))
 
 
-def _slots(endpoints: Sequence[Endpoint]) -> _Slots:
-    places = [elements.address(one.ip) + elements.port(one.port) for one in endpoints]
-    weights = {one.weight for one in endpoints}
-    if len(weights) < 2:
-        return _Slots(tuple(places))
-    unit = gcd(*weights)
-    return _Slots(
-        tuple(
-            place
-            for place, one in zip(places, endpoints, strict=True)
-            for _ in range(one.weight // unit)
-        )
-    )
-
-
 def _name(name: PortName) -> int:
     """The same in every life of the proxy, so that clients are known again."""
     return _hash(f"{name}/{name.protocol}".encode())
 
 
-def _ids(places: Sequence[bytes]) -> dict[bytes, int]:
-    """Place -> a number that stays while others come and go; no two have the same."""
-    found: dict[bytes, int] = {}
+def _ids(places: Sequence[Place]) -> dict[Place, int]:
+    """Place -> a number that stays while others come and go; no two have the same. Slots mean
+    nothing to it."""
+    found: dict[Place, int] = {}
     taken: set[int] = set()
-    for place in places:
-        if place in found:
-            continue
+    for place in sorted(set(places)):
         number = _hash(place)
         while number in taken:
             number = number % 0xFFFFFFFF + 1

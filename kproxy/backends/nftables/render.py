@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Iterable, Mapping
+from functools import cache
 from typing import TypeVar
 
 from kproxy.backends.nftables import elements
 from kproxy.backends.nftables.elements import NODE_ADDRESSES, Record
-from kproxy.backends.nftables.plan import Block, Elements, block
-from kproxy.backends.nftables.rules import Chain, Frame, Spec, Treat, base, chain_of
+from kproxy.backends.nftables.plan import CHOICES, Block, Elements, block
+from kproxy.backends.nftables.rules import Chain, Frame, Pick, Spec, Treat, Way, base, chain_of
+from kproxy.backends.nftables.seats import NO_PAST, Past
 from kproxy.core.objects import PortName
 from kproxy.core.snapshot import NodeSettings, Snapshot
 
@@ -19,20 +21,28 @@ Key = TypeVar("Key", bound=Hashable)
 Owned = Mapping[tuple[str, Record], int]
 
 
+#: Up to so many slots, the chains of cluster IPs stand whether somebody has that many or not: for a
+#: rule that is added, the kernel judges all that a base chain leads to.
+ALWAYS = 16
+
+
 class Desired:
     """All that has to stand for one Snapshot. Not edited after it is made.
 
-    ``own`` is the number of elements that belong to one service port each. ``shared`` counts the
-    owners of elements that may have several, ``specs`` the users of chains; ``common`` are elements
-    that belong to no service port.
+    ``choice`` is that of service ports that say nothing of it. ``own`` is the number of elements
+    that belong to one service port each. ``shared`` counts the owners of elements that may have
+    several, ``specs`` the users of chains; ``common`` are elements that belong to no service port.
     """
 
-    __slots__ = ("_chains", "blocks", "common", "frame", "own", "shared", "snapshot", "specs")
+    __slots__ = (
+        *("_chains", "blocks", "choice", "common", "frame", "own", "shared", "snapshot", "specs"),
+    )
 
     def __init__(
         self,
         snapshot: Snapshot,
         frame: Frame,
+        choice: str,
         blocks: Mapping[PortName, Block],
         own: int,
         shared: Owned,
@@ -41,6 +51,7 @@ class Desired:
     ) -> None:
         self.snapshot = snapshot
         self.frame = frame
+        self.choice = choice
         self.blocks = blocks
         self.own = own
         self.shared = shared
@@ -57,17 +68,40 @@ class Desired:
             self._chains = fixed | {spec.name: chain_of(spec, self.frame) for spec in specs}
         return self._chains
 
-    def elements(self) -> dict[str, set[Record]]:
-        """Everything, by set."""
-        whole: dict[str, set[Record]] = {name: set() for name in elements.KINDS}
+    @property
+    def idle(self) -> set[str]:
+        """Names of chains that no service port has use for."""
+        return {spec.name for spec in always(self.choice) if self.specs[spec] == 1}
+
+    def listed(self) -> dict[str, list[Record]]:
+        """Every element, by set; those without any are left out."""
+        whole: dict[str, list[Record]] = {name: [] for name in elements.KINDS}
         for one in self.blocks.values():
             for name, records in one.own.items():
-                whole[name].update(records)
+                whole[name].extend(records)
         for name, record in self.shared:
-            whole[name].add(record)
+            whole[name].append(record)
         for name, records in self.common.items():
-            whole[name].update(records)
-        return whole
+            whole[name].extend(records)
+        return {name: records for name, records in whole.items() if records}
+
+    def elements(self) -> dict[str, set[Record]]:
+        """The same of all sets, to be compared."""
+        listed = self.listed()
+        return {name: set(listed.get(name, ())) for name in elements.KINDS}
+
+    def with_blocks(self, blocks: Mapping[PortName, Block]) -> Desired:
+        """The same plan with some service ports' endpoints in other slots."""
+        return Desired(
+            self.snapshot,
+            self.frame,
+            self.choice,
+            {**self.blocks, **blocks},
+            self.own,
+            self.shared,
+            self.specs,
+            self.common,
+        )
 
 
 def frame_of(snapshot: Snapshot) -> Frame:
@@ -92,31 +126,65 @@ def _of_rules(settings: NodeSettings) -> NodeSettings:
 
 
 def render(snapshot: Snapshot, previous: Desired | None, choice: str = "random") -> Desired:
-    """``previous`` is the last result of the same backend, or None."""
-    settings = snapshot.settings
+    """``previous`` is the last result of the same backend, or None: endpoints keep the slots that
+    they have there."""
     if previous is None or snapshot.base != previous.snapshot.generation:
-        fresh = {name: block(plan, settings, choice) for name, plan in snapshot.ports.items()}
-        common = _common(settings)
-        shared, specs = _counted(fresh.values())
-        own = _size(fresh.values())
-        return Desired(snapshot, frame_of(snapshot), fresh, own, shared, specs, common)
-    gone = [
-        old
-        for name in snapshot.changed | snapshot.removed
-        if (old := previous.blocks.get(name)) is not None
-    ]
-    fresh = {name: block(snapshot.ports[name], settings, choice) for name in snapshot.changed}
-    blocks = dict(previous.blocks)
-    for name in snapshot.removed:
-        blocks.pop(name, None)
+        return _whole(snapshot, previous, choice)
+    before, plans = previous.blocks, previous.snapshot.ports
+    pairs: list[tuple[Block | None, Block | None]] = []
+    fresh: dict[PortName, Block] = {}
+    for name in snapshot.changed:
+        old = before.get(name)
+        past = NO_PAST if old is None else Past(old.seats, plans.get(name))
+        new = fresh[name] = block(snapshot.ports[name], snapshot.settings, choice, past)
+        pairs.append((old, new))
+    blocks = dict(before)
+    pairs += [(blocks.pop(name, None), None) for name in snapshot.removed]
     blocks |= fresh
-    owned, used = _moved(previous, gone, fresh.values())
-    own = previous.own + _size(fresh.values()) - _size(gone)
-    return Desired(snapshot, previous.frame, blocks, own, owned, used, previous.common)
+    return Desired(
+        snapshot,
+        previous.frame,
+        choice,
+        blocks,
+        previous.own + sum(_size(new) - _size(old) for old, new in pairs),
+        *_moved(previous, pairs),
+        previous.common,
+    )
 
 
-def _size(blocks: Iterable[Block]) -> int:
-    return sum(len(records) for one in blocks for records in one.own.values())
+def _whole(snapshot: Snapshot, previous: Desired | None, choice: str) -> Desired:
+    """All of it is looked at; what is the same for sure is taken over."""
+    settings = snapshot.settings
+    before: Mapping[PortName, Block] = {} if previous is None else previous.blocks
+    plans = {} if previous is None else previous.snapshot.ports
+    known = None if previous is None else (previous.snapshot.settings, previous.choice)
+    alike = known == (settings, choice)
+    blocks: dict[PortName, Block] = {}
+    for name, plan in snapshot.ports.items():
+        old, past = before.get(name), NO_PAST
+        if old is not None:
+            if alike and plan is plans.get(name):
+                blocks[name] = old
+                continue
+            past = Past(old.seats, plans.get(name))
+        blocks[name] = block(plan, settings, choice, past)
+    shared, specs = _counted(blocks.values())
+    for spec in always(choice):
+        specs[spec] = specs.get(spec, 0) + 1
+    own = sum(map(_size, blocks.values()))
+    common = _common(settings)
+    return Desired(snapshot, frame_of(snapshot), choice, blocks, own, shared, specs, common)
+
+
+@cache
+def always(choice: str) -> tuple[Spec, ...]:
+    """What leads to chains that always stand, see :data:`ALWAYS`."""
+    picks = [Pick(size, by_client=CHOICES[choice]) for size in range(ALWAYS + 1)]
+    return (*(Treat(Way.INSIDE, pick) for pick in picks), *picks[1:])
+
+
+def _size(one: Block | None) -> int:
+    return 0 if one is None else sum(map(len, one.own.values()))
 
 
 def _common(settings: NodeSettings) -> Elements:
@@ -141,11 +209,16 @@ def _counted(blocks: Iterable[Block]) -> tuple[dict[tuple[str, Record], int], di
 
 
 def _moved(
-    previous: Desired, gone: Iterable[Block], fresh: Iterable[Block]
+    previous: Desired, pairs: Iterable[tuple[Block | None, Block | None]]
 ) -> tuple[Owned, Mapping[Spec, int]]:
-    """The counts after some blocks went and others came; the old ones where nothing moved."""
-    less, fewer = _counted(gone)
-    more, further = _counted(fresh)
+    """The counts after some blocks gave way to others; the old ones where nothing moved."""
+    differ = [
+        (old, new)
+        for old, new in pairs
+        if old is None or new is None or old.shared != new.shared or old.specs is not new.specs
+    ]
+    less, fewer = _counted(old for old, _ in differ if old is not None)
+    more, further = _counted(new for _, new in differ if new is not None)
     return _added(previous.shared, more, less), _added(previous.specs, further, fewer)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from enum import Enum, StrEnum
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from kproxy.backends.nftables.elements import (
     AFFINITY,
     KINDS,
@@ -20,6 +22,7 @@ from kproxy.backends.nftables.elements import (
 from kproxy.core.objects import Family, TrafficPolicy, Value
 from kproxy.core.policy import Client, Entry, Treatment, treatment
 from kproxy.core.snapshot import LocalDetector, NodeSettings
+from kproxy.core.steering import TO_ENGINE
 
 TABLE = "kproxy"
 WORD = {Family.IPV4: "ip", Family.IPV6: "ip6"}
@@ -58,6 +61,7 @@ class When(Enum):
     RESTRICTED = "to a load-balancer address for some sources only"
     NOT_PERMITTED = "from another source"
     CLUSTER_IP = "to a cluster IP"
+    NOT_STEERED = "not led to fastpath's engine"
     TCP = "of TCP"
     HAIRPIN = "an endpoint to itself"
     MARKED = "marked to be masqueraded"
@@ -254,6 +258,20 @@ def _staying(family: Family) -> tuple[Step, ...]:
     return (*once, Step.NAME, Step.FORGET, *once)
 
 
+#: Chains of one kind whose numbers of slots are together.
+_TOGETHER = 16
+
+
+def together(spec: Spec) -> list[Spec]:
+    """The same for other numbers of slots, which are likely to be next."""
+    pick = spec if isinstance(spec, Pick) else spec.pick
+    first = pick.size // _TOGETHER * _TOGETHER
+    picks = [replace(pick, size=size) for size in range(first, first + _TOGETHER)]
+    if isinstance(spec, Treat):
+        return [Treat(spec.way, other) for other in picks]
+    return [other for other in picks if other.size]
+
+
 def leads(chain: Chain) -> set[str]:
     """Names of the chains that its rules go to."""
     return {action.chain for rule in chain.rules for action in rule.then if isinstance(action, Go)}
@@ -268,9 +286,10 @@ def base(frame: Frame) -> tuple[Chain, ...]:
     """All chains that do not depend on services; those that others go to come first."""
     new = (When.NEW,)
     to_node = (When.UNTRANSLATED, When.TO_NODE)
-    unserved = Rule((), (Ask("unserved"),))
-    strangers = [Rule((When.CLUSTER_IP,), (Go(REFUSE),))]
-    strangers += [Rule((ToRange(cidr),), (Do.DROP,)) for cidr in frame.ranges]
+    # Who was led to an endpoint does not care that its place is somebody's address without any.
+    unserved = Rule((When.UNTRANSLATED,), (Ask("unserved"),))
+    strangers = [Rule((When.CLUSTER_IP, When.NOT_STEERED), (Go(REFUSE),))]
+    strangers += [Rule((ToRange(cidr), When.NOT_STEERED), (Do.DROP,)) for cidr in frame.ranges]
     return (
         Chain(REFUSE, (Rule((When.TCP,), (Do.RESET,)), Rule((), (Do.REFUSE,)))),
         Chain("sources", (Rule((When.RESTRICTED, When.NOT_PERMITTED), (Do.DROP,)),)),
@@ -327,6 +346,7 @@ _CONDITIONS = {
     When.RESTRICTED: f"{SERVICE} @restricted",
     When.NOT_PERMITTED: f"{SERVICE} . {{ip}} saddr != @sources",
     When.CLUSTER_IP: "{ip} daddr @cluster-ips",
+    When.NOT_STEERED: f"meta mark and {TO_ENGINE:#x} == 0",
     When.TCP: "meta l4proto tcp",
     When.HAIRPIN: "ct status dnat {ip} saddr . {ip} daddr @hairpin",
     When.MARKED: "meta mark and {mark} == {mark}",

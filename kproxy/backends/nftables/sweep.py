@@ -1,20 +1,17 @@
-"""What an earlier nftables mode left behind when another mode serves: ours and kube-proxy's."""
+"""What an earlier nftables mode left behind: ours when another mode serves, kube-proxy's always."""
 
 from __future__ import annotations
 
 from contextlib import closing
 
-from kproxy.backends.nftables.door import NftDoor
+from kproxy.backends.nftables.door import KUBE_PROXYS, NftDoor
+from kproxy.backends.nftables.rules import TABLE
 from kproxy.core.objects import Family
-from kproxy.kernel import command
-
-#: The table of kube-proxy's nftables mode.
-KUBE_PROXYS = "kube-proxy"
 
 
-def sweep(family: Family) -> bool:
-    """Take it away; whether there was anything."""
-    if command.find("nft") is None:
-        return False
+def sweep(family: Family, standing: str) -> bool:
+    """Take it away; whether there was anything. ``standing`` is the mode that serves now."""
+    tables = (KUBE_PROXYS,) if standing == "nftables" else (TABLE, KUBE_PROXYS)
     with closing(NftDoor(family)) as door:
-        return any([door.delete(), door.delete(KUBE_PROXYS)])
+        # No short cut: each of them has to go.
+        return any(list(map(door.delete, tables)))

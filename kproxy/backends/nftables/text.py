@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from kproxy.backends.nftables import elements
 from kproxy.backends.nftables.elements import KINDS
@@ -12,17 +12,18 @@ from kproxy.core.snapshot import Snapshot
 
 
 def text(snapshot: Snapshot) -> Iterator[str]:
-    """All of a Snapshot."""
-    yield from script(render(snapshot, None))
+    """All of a Snapshot, but for chains that stand ready and that nothing leads to."""
+    desired = render(snapshot, None)
+    yield from script(desired, without=desired.idle)
 
 
-def script(desired: Desired) -> Iterator[str]:
-    """A script that makes it."""
+def script(desired: Desired, without: Collection[str] = ()) -> Iterator[str]:
+    """A script that makes it, without chains of these names."""
     frame = desired.frame
     yield skeleton(frame)
-    fixed = {chain.name for chain in base(frame)}
+    left_out = {*without, *(chain.name for chain in base(frame))}
     for name, chain in desired.chains.items():
-        if name not in fixed:
+        if name not in left_out:
             yield chain_text(chain, frame)
     where = f"{WORD[frame.family]} {TABLE}"
     for name, records in desired.elements().items():

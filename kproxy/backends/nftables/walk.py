@@ -47,12 +47,22 @@ class Packet(Value, frozen=True):
     device: str = ""
 
 
+class Note(Value, frozen=True):
+    """What affinity remembers of a client: by the service port's number the id of an endpoint, for
+    so many seconds."""
+
+    service_port: int
+    id: int
+    seconds: int
+
+
 class Outcome(Value, frozen=True):
-    """``endpoint``: address and port, None when nobody was chosen."""
+    """``endpoint``: address and port, None when nobody was chosen. ``note``: what is written."""
 
     fate: Fate
     endpoint: tuple[str, int] | None = None
     masqueraded: bool = False
+    note: Note | None = None
 
 
 class _State(Value, frozen=True):
@@ -62,19 +72,25 @@ class _State(Value, frozen=True):
     marked: bool = False
     fate: Fate | None = None
     masqueraded: bool = False
+    note: Note | None = None
 
 
+#: What affinity remembers: client and number of a service port -> id of an endpoint.
+Memory = Mapping[tuple[str, int], int]
 Maps = Mapping[str, Mapping[tuple[str | int, ...], Element]]
 
 
+_BLANK: Memory = {}
+
+
 class Walker:
-    """Over one Desired. ``local`` are the node's addresses. ``stuck``: the id of the endpoint that
-    affinity remembers for the client, 0 for none."""
+    """Over one Desired. ``local`` are the node's addresses."""
 
     def __init__(self, desired: Desired, local: Collection[str]) -> None:
         self._frame = desired.frame
         self._chains = desired.chains
         self._local = frozenset(local)
+        self._memory: Memory = _BLANK
         self._maps: Maps = {
             name: {
                 element.key: element
@@ -83,52 +99,41 @@ class Walker:
             for name, records in desired.elements().items()
         }
 
-    def outcomes(self, packet: Packet, stuck: int = 0) -> set[Outcome]:
-        """Everything that may become of it."""
+    def outcomes(self, packet: Packet, memory: Memory = _BLANK) -> set[Outcome]:
+        """Everything that may become of it. ``memory``: what affinity remembers."""
+        self._memory = memory
         first = "output" if not packet.device else "prerouting"
-        return {
-            _outcome(state)
-            for state in self._along(packet, _State(packet.destination, packet.port), first, stuck)
-        }
+        start = _State(packet.destination, packet.port)
+        return {_outcome(state) for state in self._along(packet, start, first)}
 
-    def _along(self, packet: Packet, state: _State, first: str, stuck: int) -> Iterator[_State]:
-        states = self._hook(packet, state, f"first-filter-{first}", stuck)
-        states = self._then(states, packet, f"nat-{first}", stuck)
-        for each in states:
-            if each.fate is not None:
-                yield each
-                continue
-            hooks = [f"filter-{first}"] if first == "output" else []
-            hooks += ["filter-input"] if each.destination in self._local else []
-            hooks += ["filter-forward"] if first != "output" and not hooks else []
+    def _along(self, packet: Packet, state: _State, first: str) -> Iterator[_State]:
+        states = self._hook(packet, state, f"first-filter-{first}")
+        for each in self._then(states, packet, f"nat-{first}"):
+            arrives = each.destination in self._local or _loopback(each.destination)
             found: Iterator[_State] = iter([each])
-            # What stays on the node meets postrouting before input; nothing hangs on the order.
-            for hook in (*hooks, "nat-postrouting"):
-                found = self._then(found, packet, hook, stuck)
+            for hook in _HOOKS[first, arrives]:
+                found = self._then(found, packet, hook)
             yield from found
 
-    def _then(
-        self, states: Iterator[_State], packet: Packet, hook: str, stuck: int
-    ) -> Iterator[_State]:
+    def _then(self, states: Iterator[_State], packet: Packet, hook: str) -> Iterator[_State]:
         for state in states:
             if state.fate is not None:
                 yield state
             else:
-                yield from self._hook(packet, state, hook, stuck)
+                yield from self._hook(packet, state, hook)
 
-    def _hook(self, packet: Packet, state: _State, name: str, stuck: int) -> Iterator[_State]:
-        yield from self._chain(packet, state, self._chains[name], stuck)
+    def _hook(self, packet: Packet, state: _State, name: str) -> Iterator[_State]:
+        yield from self._chain(packet, state, self._chains[name])
 
-    def _chain(self, packet: Packet, state: _State, chain: Chain, stuck: int) -> Iterator[_State]:
-        sent = any(isinstance(a, Stay) for rule in chain.rules for a in rule.then)
-        if sent:
-            yield from self._stay(packet, state, chain, stuck)
+    def _chain(self, packet: Packet, state: _State, chain: Chain) -> Iterator[_State]:
+        if any(isinstance(action, Stay) for rule in chain.rules for action in rule.then):
+            yield from self._stay(packet, state, chain)
             return
         for rule in chain.rules:
             if not all(self._holds(one, packet, state) for one in rule.when):
                 continue
             for action in rule.then:
-                done = self._act(action, packet, state, stuck)
+                done = self._act(action, packet, state)
                 if isinstance(done, _State):
                     state = done
                 elif done is not None:
@@ -137,11 +142,11 @@ class Walker:
         yield state
 
     def _act(
-        self, action: Action, packet: Packet, state: _State, stuck: int
+        self, action: Action, packet: Packet, state: _State
     ) -> _State | Iterator[_State] | None:
         """The state with which the rule goes on, or what becomes of it for good; None: nothing."""
         if isinstance(action, Go):
-            return self._chain(packet, state, self._chains[action.chain], stuck)
+            return self._chain(packet, state, self._chains[action.chain])
         if isinstance(action, Ask):
             element = self._maps[action.map].get(self._key(action.map, packet, state))
             if element is None:
@@ -149,7 +154,7 @@ class Walker:
             assert isinstance(element.data, str)
             if element.data == DROP:
                 return iter([_with(state, fate=Fate.DROPPED)])
-            return self._chain(packet, state, self._chains[element.data], stuck)
+            return self._chain(packet, state, self._chains[element.data])
         if isinstance(action, Choose):
             key = self._key(action.map, packet, state)
             slots = (self._maps[action.map][*key, slot] for slot in range(action.size))
@@ -159,18 +164,18 @@ class Walker:
             return iter([_with(state, **_ENDS[action])])
         return _with(state, **_GOES_ON[action])
 
-    def _stay(self, packet: Packet, state: _State, chain: Chain, stuck: int) -> Iterator[_State]:
+    def _stay(self, packet: Packet, state: _State, chain: Chain) -> Iterator[_State]:
         pick = _pick_of(chain)
         key = self._key(pick.prefix, packet, state)
         known = self._maps[f"{pick.prefix}known"]
-        if (*key, stuck) in known:
-            yield _to(state, known[*key, stuck])
-            return
-        for slot in range(pick.size):
-            ids = self._maps[f"{pick.prefix}ids"][*key, slot].data
-            assert isinstance(ids, tuple)
-            (number,) = ids
-            yield _to(state, known[*key, number])
+        name = _number(self._maps[f"{'node-' * pick.node}names"][key])
+        kept = self._memory.get((packet.source, name))
+        ids = [kept] if kept is not None and (*key, kept) in known else []
+        ids = ids or [
+            _number(self._maps[f"{pick.prefix}ids"][*key, slot]) for slot in range(pick.size)
+        ]
+        for each in ids:
+            yield _with(_to(state, known[*key, each]), note=Note(name, each, pick.stay))
 
     def _key(self, map_: str, packet: Packet, state: _State) -> tuple[str | int, ...]:
         if map_.startswith("node-"):
@@ -185,7 +190,7 @@ class Walker:
             return self._from_pod(packet)
         if one is When.TO_NODE:
             if self._frame.every_address:
-                return state.destination in self._local
+                return state.destination in self._local and not _loopback(state.destination)
             return (state.destination,) in self._maps["node-addresses"]
         if one is When.NOT_PERMITTED:
             source = ip_address(packet.source)
@@ -195,10 +200,12 @@ class Walker:
             )
         return {
             When.NEW: True,
-            When.FROM_NODE: packet.source in self._local,
+            When.FROM_NODE: packet.source in self._local or _loopback(packet.source),
             When.UNTRANSLATED: not state.translated,
             When.RESTRICTED: key in self._maps["restricted"],
             When.CLUSTER_IP: (state.destination,) in self._maps["cluster-ips"],
+            # While this mode stands alone.
+            When.NOT_STEERED: True,
             When.TCP: packet.protocol == "tcp",
             When.HAIRPIN: state.translated
             and (packet.source, state.destination) in self._maps["hairpin"],
@@ -214,6 +221,15 @@ class Walker:
             return packet.device == detector.bridge
         return packet.device.startswith(detector.prefix)
 
+
+#: Where a packet begins, and whether it ends on this node -> the hooks behind routing. What comes
+#: back through loopback meets input as well.
+_HOOKS = {
+    ("prerouting", True): ("filter-input",),
+    ("prerouting", False): ("filter-forward", "nat-postrouting"),
+    ("output", True): ("filter-output", "nat-postrouting", "filter-input"),
+    ("output", False): ("filter-output", "nat-postrouting"),
+}
 
 _ENDS: Mapping[Do, Mapping[str, object]] = {
     Do.DROP: {"fate": Fate.DROPPED},
@@ -237,6 +253,15 @@ def _pick_of(chain: Chain) -> Pick:
     )
 
 
+def _number(element: Element) -> int:
+    assert isinstance(element.data, tuple)
+    return int(element.data[0])
+
+
+def _loopback(address: str) -> bool:
+    return ip_address(address).is_loopback
+
+
 def _with(state: _State, **changes: object) -> _State:
     return msgspec.structs.replace(state, **changes)
 
@@ -252,4 +277,5 @@ def _outcome(state: _State) -> Outcome:
         return Outcome(state.fate)
     if not state.translated:
         return Outcome(Fate.UNTOUCHED, masqueraded=state.masqueraded)
-    return Outcome(Fate.SENT, (state.destination, state.port), state.masqueraded)
+    endpoint = state.destination, state.port
+    return Outcome(Fate.SENT, endpoint, state.masqueraded, state.note)

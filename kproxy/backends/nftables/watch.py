@@ -1,7 +1,9 @@
 """Notices when others change the table: the kernel tells of every transaction.
 
-The packet path tells nothing when it writes affinities. What we write ourselves is told of as well:
-during a sync nobody listens, and transactions are counted, so that others' are known.
+The packet path tells nothing when it writes affinities. What we write ourselves is told of as well,
+and telling of an element costs the kernel a page: during a sync nobody listens, and transactions
+are counted. The count is of all tables, though. Where others work at tables of their own while we
+sync, the next syncs are listened to: a busy neighbour is not taken for one who meddles.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ class NftablesWatch:
         self._generation = self._listener.generation()
         self._touched = ""
         self._paused = False
+        #: Whether somebody else has been at work during a sync.
+        self._neighbour = False
+        #: Whether the sync that runs is listened to.
+        self._listens = False
 
     def fileno(self) -> int:
         return self._listener.fileno()
@@ -40,22 +46,44 @@ class NftablesWatch:
 
     def pause(self) -> str:
         noticed = self.look()
-        self._listener.deafen()
-        # What came before that is heard, what comes after it is counted.
-        noticed = self.look() or noticed
+        # Much has to be written after damage: nobody could hear all of that.
+        self._listens = self._neighbour and not noticed
+        if not self._listens:
+            self._listener.deafen()
+            # What came before that is heard, what comes after it is counted.
+            noticed = self.look() or noticed
         self._paused = True
         return noticed
 
     def resume(
         self, transactions: int | None, entries: Mapping[Family, Mapping[str, int]] | None = None
     ) -> str:
+        told = self._touching() if self._listens else None
         self._listener.hear()
         now = self._listener.generation()
         others = generations(self._generation, now) - (transactions or 0)
         self._generation, self._touched, self._paused = now, "", False
         if transactions is None or others == 0:
             return ""
+        self._neighbour = True
+        if told is not None and told <= transactions:
+            # All that the table saw was ours.
+            return ""
         return f"{others} transactions of others during a sync"
+
+    def _touching(self) -> int | None:
+        """How many transactions on the table have been told of; None when some were not."""
+        found, lost = self._listener.heard()
+        if lost:
+            return None
+        count, touched = 0, False
+        for event in found:
+            if event.kind is not Kind.NEWGEN:
+                touched = touched or bool(self._concern(event))
+                continue
+            count += touched
+            touched = False
+        return count
 
     def harm(self) -> Harm:
         # The mode is read as a whole.

@@ -208,9 +208,9 @@ def attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def records(bodies: Iterable[bytes]) -> set[Record]:
-    """The elements in a listing of a set."""
-    found: set[Record] = set()
+def records(bodies: Iterable[bytes]) -> list[Record]:
+    """The elements in a listing of a set, as often as they are in it."""
+    found: list[Record] = []
     for body in bodies:
         data = attributes(body).get(_ELEMENTS, b"")
         if len(data) < 4:
@@ -219,11 +219,11 @@ def records(bodies: Iterable[bytes]) -> set[Record]:
         step = length + 3 & ~3
         if len(data) % step == 0 and len({*data[0::step]}) == 1 and len({*data[1::step]}) == 1:
             # All of one length.
-            found.update([data[at : at + step] for at in range(0, len(data), step)])
+            found += [data[at : at + step] for at in range(0, len(data), step)]
             continue
         at = 0
         while at + 4 <= len(data):
             step = _ATTRIBUTE.unpack_from(data, at)[0] + 3 & ~3
-            found.add(data[at : at + step])
+            found.append(data[at : at + step])
             at += step
     return found

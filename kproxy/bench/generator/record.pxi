@@ -59,8 +59,9 @@ cdef enum:
     BY_CLIENT
     BY_RESET
     BY_SERVER
+    BY_BOTH
 
-CLOSERS = ("client", "reset", "server")
+CLOSERS = ("client", "reset", "server", "both")
 
 cdef enum:
     DOWN

@@ -2,9 +2,9 @@
 # at any number of places, in one thread. What it does on a connection the client's header says.
 
 cdef enum:
-    SLOT = 100 * MILLISECOND
+    SLOT = 10 * MILLISECOND
     #: Slots kept: ten minutes and a little.
-    SLOTS = 6144
+    SLOTS = 61440
     MOST_PEERS = 1 << 17
     BACKLOG = 4096
 
@@ -26,7 +26,7 @@ cdef struct Peer:
     Http http
 
 cdef struct Slot:
-    int64_t number  # which tenth of a second this is about
+    int64_t number  # which hundredth of a second this is about
     uint64_t bytes
     uint64_t datagrams
 

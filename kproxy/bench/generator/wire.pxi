@@ -30,7 +30,7 @@ cdef inline void make_header(
 ) noexcept nogil:
     header.magic = MAGIC
     header.wanted = <uint8_t>wanted
-    header.server_closes = plan.closer == BY_SERVER
+    header.server_closes = plan.closer == BY_SERVER or plan.closer == BY_BOTH
     header.unused = 0
     header.request_bytes = plan.request_bytes
     header.response_bytes = plan.response_bytes

@@ -29,16 +29,25 @@ class Reading(Value, frozen=True):
 class Group(Protocol):
     """A context manager: what stands for all rounds is there within."""
 
-    #: For progress and tables.
-    name: str
-    #: All that its points belong to.
-    measures: Sequence[Measure]
-    #: Who takes turns, the base first.
-    subjects: Sequence[str]
-    #: Who is compared with whom: "" when there is no base.
-    base: str
-    #: Why a wanted subject is left out, or out of one measure.
-    absent: Sequence[Absent]
+    @property
+    def name(self) -> str:
+        """For progress and tables."""
+
+    @property
+    def measures(self) -> Sequence[Measure]:
+        """All that its points belong to."""
+
+    @property
+    def subjects(self) -> Sequence[str]:
+        """Who takes turns, the base first."""
+
+    @property
+    def base(self) -> str:
+        """Who others are compared with: "" when there is no base."""
+
+    @property
+    def absent(self) -> Sequence[Absent]:
+        """Why a wanted subject is left out, or out of one measure."""
 
     def __enter__(self) -> Self: ...
 

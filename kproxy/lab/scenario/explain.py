@@ -81,6 +81,8 @@ def _decoded(data: bytes) -> str:
 
 def _rules(stage: Stage, flow: Flow) -> list[str]:
     """Rules for the flow's destination, and those of every chain that they lead to."""
+    if stage.choice is not None and stage.choice.mode == "nftables":
+        return _elements(stage, flow)
     if stage.choice is None or stage.choice.mode != "iptables":
         return []
     tool = "ip6tables" if family_of(flow.to) is Family.IPV6 else "iptables"
@@ -98,6 +100,26 @@ def _rules(stage: Stage, flow: Flow) -> list[str]:
             chosen += inside
             chains += [name for line in inside for name in _OURS.findall(line)]
     return list(dict.fromkeys(chosen))
+
+
+def _elements(stage: Stage, flow: Flow) -> list[str]:
+    """Elements of nftables mode's sets that name the flow's destination or, for a node port, its
+    protocol and port."""
+    word = "ip6" if family_of(flow.to) is Family.IPV6 else "ip"
+    argv = ["nft", "-nn", "list", "table", word, "kproxy"]
+    listed = run(argv, namespace=stage.fd(NODE), env=stage.environment).stdout.decode()
+    numbers = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
+    found, name = [], ""
+    for line in listed.splitlines():
+        head = re.match(r"\s+(?:set|map) (\S+)", line)
+        name = head[1] if head else name
+        for one in re.split(r"[,{}]|elements =", line):
+            by_port = rf"^\s*{numbers[flow.proto]} \. {flow.port}\b"
+            if re.search(rf"(?<![\w.:]){re.escape(flow.to)}(?![\w.:])", one) or re.match(
+                by_port, one
+            ):
+                found.append(f"{name}: {one.strip()}")
+    return found
 
 
 def _concerns(rule: str, flow: Flow) -> bool:

@@ -19,6 +19,8 @@ class Fact(StrEnum):
     """Of flows that are sent, and from SERVICE_PORT_GONE on of checks of held ones."""
 
     OTHER_PORT = "other-port-of-a-service-address"
+    OTHER_PORT_INSIDE = "other-port-of-a-cluster-ip"
+    ON_LOOPBACK = "node-port-on-loopback"
     INSIDE_LOCAL = "inside-client-of-local-policy"
     NODE_TO_ITSELF = "node-to-its-own-address"
     FROM_A_SERVICE_ADDRESS = "from-a-service-address-outside"
@@ -92,6 +94,15 @@ def _other_port(world: World, flow: Flow, plan: PortPlan | None) -> bool:
     return plan is None and flow.to in world.vips()
 
 
+def _other_port_inside(world: World, flow: Flow, plan: PortPlan | None) -> bool:
+    return plan is None and any(flow.to == each.cluster_ip for each in world.plans)
+
+
+def _on_loopback(world: World, flow: Flow, plan: PortPlan | None) -> bool:
+    ports = ((each.node_port, each.protocol) for each in world.plans)
+    return ip_address(flow.to).is_loopback and (flow.port, flow.proto) in ports
+
+
 def _inside_local(world: World, flow: Flow, plan: PortPlan | None) -> bool:
     return (
         plan is not None
@@ -131,8 +142,7 @@ def _stray_packet(world: World, flow: Flow, plan: PortPlan | None) -> bool:
 
 
 def _held_on_loopback(world: World, flow: Flow, plan: PortPlan | None) -> bool:
-    held = ((each.node_port, each.protocol) for each in world.plans)
-    return world.everywhere and ip_address(flow.to).is_loopback and (flow.port, flow.proto) in held
+    return world.everywhere and _on_loopback(world, flow, plan)
 
 
 def _away(world: World, flow: Flow, plan: PortPlan | None) -> bool:
@@ -160,6 +170,8 @@ def _udp_drains(world: World, held: Flow, plan: PortPlan | None) -> bool:
 
 _OF_FLOWS: dict[Fact, _Test] = {
     Fact.OTHER_PORT: _other_port,
+    Fact.OTHER_PORT_INSIDE: _other_port_inside,
+    Fact.ON_LOOPBACK: _on_loopback,
     Fact.INSIDE_LOCAL: _inside_local,
     Fact.NODE_TO_ITSELF: _node_to_itself,
     Fact.FROM_A_SERVICE_ADDRESS: _from_a_service_address,

@@ -247,7 +247,7 @@ def _case(case: object, index: int, where: str) -> Scenario | Broken:
     except (msgspec.ValidationError, TypeError) as wrong:
         faults = [str(wrong)]
     if faults:
-        hint = "the keys are in netns-lab/README.md"
+        hint = "the keys are in docs/scenarios.md"
         return Broken(label, ScenarioError("; ".join(faults), where=place, hint=hint))
     return canonical(scenario)
 

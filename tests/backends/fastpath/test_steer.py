@@ -107,3 +107,18 @@ def test_text_names_everything() -> None:
 def test_the_devices_are_known_as_ours() -> None:
     """Their addresses are no reason for a sync."""
     assert set(steer.DEVICES.values()) == ENGINE_DEVICES
+
+
+def test_every_new_connection_is_counted_before_it_is_led() -> None:
+    """By whichever way it comes, once; what belongs to one that is there is not."""
+    lines = steer.skeleton(Frame(Family.IPV4, localhost=True, new=9)).splitlines()
+    rules = [line.split(" kpsteer ", 1)[1] for line in lines if line.startswith("add rule")]
+    assert [rule for rule in rules if "goto fresh" in rule] == [
+        "steer ip daddr . meta l4proto . th dport @services goto fresh",
+        "steer meta l4proto . th dport @ports ip daddr @hosts goto fresh",
+        "steer ip daddr 127.0.0.0/8 meta l4proto . th dport @ports goto fresh",
+    ]
+    fresh = [rule for rule in rules if rule.startswith("fresh ")]
+    assert "limit rate over 9/second" in fresh[0]
+    assert "ct mark set" in fresh[1]
+    assert sum("0x20000 accept" in rule or "or 0x20000" in rule for rule in rules) == 1

@@ -30,12 +30,15 @@ def facts(one: Flow, *plans: PortPlan, held: Flow | None = None) -> frozenset[Fa
     return known(world, one, held).facts
 
 
+#: Another port of a cluster IP.
+INSIDE = {Fact.OTHER_PORT, Fact.OTHER_PORT_INSIDE}
+
 #: (about, flow, what is said of it)
 TABLE: list[tuple[str, Flow, set[Fact]]] = [
     ("outside client of a VIP", flow(EXTERNAL, 80), set()),
     ("another port", flow(EXTERNAL, 81), {Fact.OTHER_PORT}),
-    ("another protocol", flow(CLUSTER_IP, 80, proto=Protocol.UDP), {Fact.OTHER_PORT}),
-    ("the same port of another service", flow("172.30.0.53", 80), {Fact.OTHER_PORT}),
+    ("another protocol", flow(CLUSTER_IP, 80, proto=Protocol.UDP), INSIDE),
+    ("the same port of another service", flow("172.30.0.53", 80), INSIDE),
     ("another port of the node", flow(NODE, 81), set()),
     ("an address of nobody", flow("192.0.2.1", 80), set()),
     ("pod to cluster IP", flow(CLUSTER_IP, 80, POD), set()),
@@ -43,7 +46,7 @@ TABLE: list[tuple[str, Flow, set[Fact]]] = [
     ("pod to balancer address", flow(BALANCER, 80, POD), {Fact.INSIDE_LOCAL}),
     ("node to node port", flow(NODE, 30080, ITSELF), {Fact.INSIDE_LOCAL}),
     ("outside client of a node port", flow(NODE, 30080), set()),
-    ("node port on loopback", flow("127.0.0.1", 30080), {Fact.HELD_ON_LOOPBACK}),
+    ("node port on loopback", flow("127.0.0.1", 30080), {Fact.HELD_ON_LOOPBACK, Fact.ON_LOOPBACK}),
     ("another port on loopback", flow("127.0.0.2", 30081), set()),
     (
         "a forged source",
@@ -53,7 +56,7 @@ TABLE: list[tuple[str, Flow, set[Fact]]] = [
     (
         "a forged source, UDP",
         flow(CLUSTER_IP, 80, source=EXTERNAL, proto=Protocol.UDP),
-        {Fact.FROM_A_SERVICE_ADDRESS, Fact.OTHER_PORT},
+        {Fact.FROM_A_SERVICE_ADDRESS, *INSIDE},
     ),
     (
         "a source that is the destination",
@@ -122,7 +125,7 @@ def test_a_held_udp_flow_whose_endpoint_drains(
 def test_node_ports_of_some_addresses_are_not_held_on_loopback() -> None:
     """Another program may have the port there."""
     world = World((WEB,), frozenset({NODE, "127.0.0.1"}), everywhere=False)
-    assert known(world, flow("127.0.0.1", 30080)).facts == frozenset()
+    assert known(world, flow("127.0.0.1", 30080)).facts == {Fact.ON_LOOPBACK}
 
 
 def test_a_flow_while_no_proxy_runs() -> None:

@@ -1,0 +1,68 @@
+"""IPVS mode gives way to another mode: the connections that it carries become conntrack's.
+
+A virtual server that is taken away takes its connections along, and their entries of conntrack with
+them (expire_nodest_conn; from Linux 5.9 on at once, before that with the next packet). So first it
+is looked what they are, then the servers go, then conntrack is told to translate as IPVS did. A
+packet that comes in between would be taken for a new connection by the other mode's rules and led
+to any endpoint, which resets it; so such packets are dropped for that time, and sent again.
+
+Nobody new is led to the servers: the other mode's rules translate before a packet gets there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+from kproxy import logs
+from kproxy.backends.ipvs import refusal
+from kproxy.backends.ipvs.door import Door
+from kproxy.core.objects import Family
+from kproxy.core.servers import Order, Verb
+from kproxy.kernel.conntrack_gifts import ConntrackGifts, Gift
+from kproxy.kernel.ipvs_connections import carried
+
+_log = logs.get("ipvs")
+
+#: Seconds for the kernel to end connections whose servers are gone, and between two looks.
+_ENDED_WITHIN, _LOOK = 1.0, 0.005
+
+#: Packets of TCP connections that conntrack does not know.
+_LOST = "-p tcp -m tcp ! --syn -m conntrack --ctstate NEW -j DROP"
+_CHAINS = ("PREROUTING", "OUTPUT")
+
+
+def depart(door: Door, family: Family, servers: Collection[bytes]) -> int:
+    """``servers`` (keys) go, what they carry stays; how many connections are conntrack's now."""
+    with ConntrackGifts(family) as table:
+        _guard(door, "-I")
+        try:
+            gifts = _gifts(table, family)
+            orders = [Order(Verb.REMOVE_SERVER, server) for server in servers]
+            refusal.raise_for_servers(door.send(orders), None)
+            _await_end(family)
+            return table.give(gifts)
+        finally:
+            _guard(door, "-D")
+
+
+def _gifts(table: ConntrackGifts, family: Family) -> list[Gift]:
+    return [
+        Gift(*each, table.seen(each.protocol, each.client, each.asked) or each.client)
+        for each in carried(family)
+    ]
+
+
+def _await_end(family: Family) -> None:
+    """Until IPVS has let go of everything: what it lets go of later, conntrack loses as well."""
+    deadline = time.monotonic() + _ENDED_WITHIN
+    while left := carried(family):
+        if time.monotonic() > deadline:
+            _log.warning("connections may end", family=int(family), count=len(left))
+            return
+        time.sleep(_LOOK)
+
+
+def _guard(door: Door, verb: str) -> None:
+    lines = ["*mangle", *(f"{verb} {chain} {_LOST}" for chain in _CHAINS), "COMMIT"]
+    door.restore(["\n".join([*lines, ""]).encode()])

@@ -1,0 +1,402 @@
+"""The report's tables: every figure with interval, ratio, verdict and cost. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
+
+from kproxy.bench import headlines, verdicts, words
+from kproxy.bench.html.parts import Html, joined, table, tag
+from kproxy.bench.results import Measure, Row, Section
+from kproxy.bench.verdicts import TWINS, Said, Word
+
+#: Word -> class of its cell.
+_CLASSES: Mapping[Word, str] = {
+    Word.BETTER: "better",
+    Word.WORSE: "worse",
+    Word.FAILED: "failed",
+    Word.BASE: "base",
+}
+
+#: Word -> what a table says, where that is another word: "worse" of a rate is slower.
+_SAID: Mapping[Word, str] = {Word.BETTER: "faster", Word.WORSE: "slower"}
+
+_DASH = "–"
+
+
+def rows_of(section: Section, measure: Measure) -> list[Row]:
+    return [row for row in section.rows if row.point.measure == measure.name and row.rounds]
+
+
+# --- one measure --------------------------------------------------------------------------------
+
+_Cell = Callable[[Said, Measure], str]
+
+
+def _figure(about: Said, measure: Measure) -> str:
+    return _DASH if about.word is Word.FAILED else words.quantity(about.figure, measure.unit)
+
+
+def _bounds(about: Said, measure: Measure) -> str:
+    """Of the median."""
+    if about.word is Word.FAILED or about.rounds < 2 or not about.level:
+        return ""
+    low, high = (words.quantity(end, measure.unit) for end in (about.lowest, about.highest))
+    return f"{low} to {high}"
+
+
+def _ratio(about: Said, measure: Measure) -> str:
+    return "" if about.word is Word.FAILED else headlines.ratio_words(about)
+
+
+def _verdict(about: Said, measure: Measure) -> str:
+    if about.word is Word.ALONE:
+        return ""
+    return _SAID.get(about.word, about.text)
+
+
+def _rounds(about: Said, measure: Measure) -> str:
+    return words.count(about.rounds)
+
+
+def _cpu(which: int) -> _Cell:
+    def cell(about: Said, measure: Measure) -> str:
+        if about.cost is None or about.word is Word.FAILED:
+            return ""
+        spent = words.cost(about.cost, about.figure, measure.unit)[which]
+        assert isinstance(spent, float)
+        return words.quantity(spent, "s", 2) if spent else ""
+
+    return cell
+
+
+def _memory(which: str) -> _Cell:
+    def cell(about: Said, measure: Measure) -> str:
+        held = getattr(about.cost, which) if about.cost is not None else 0
+        return words.quantity(held, "B", 2) if held else ""
+
+    return cell
+
+
+def _bought(measure: Measure, found: Iterable[Said]) -> str:
+    """What CPU seconds are given for."""
+    each = next((each for each in found if each.cost is not None), None)
+    if each is None or each.cost is None:
+        return ""
+    return words.cost(each.cost, each.figure, measure.unit)[2]
+
+
+def measured(section: Section, measure: Measure) -> Html:
+    """All points of a measure; a column that would be empty is left out."""
+    rows = rows_of(section, measure)
+    found = [verdicts.said(row, measure) for row in rows]
+    everybody = [each for said in found for each in said.values()]
+    base = words.listed(dict.fromkeys(row.base for row in rows if row.base))
+    bought = _bought(measure, everybody)
+    columns: list[tuple[str, _Cell, str]] = [
+        ("median", _figure, "figure"),
+        (f"its interval{_levels(everybody)}", _bounds, "figure"),
+        (f"ratio to {base}{_ratio_levels(everybody)}", _ratio, "figure"),
+        ("verdict", _verdict, "word"),
+        ("rounds", _rounds, "figure"),
+        (f"CPU for {bought}: its own", _cpu(0), "figure"),
+        ("kernel's", _cpu(1), "figure"),
+        ("memory: its own", _memory("memory"), "figure"),
+        ("kernel's", _memory("kernel_memory"), "figure"),
+    ]
+    shown = [
+        (head, cell, class_)
+        for head, cell, class_ in columns
+        if any(cell(each, measure) for each in everybody)
+    ]
+    bodies = [_body(row, measure, said, shown) for row, said in zip(rows, found)]
+    heads = ["subject", *(head for head, _, _ in shown)]
+    return table(_caption(measure), heads, bodies)
+
+
+def _caption(measure: Measure) -> Html:
+    how = words.HOW.get(measure.name)
+    return joined(
+        tag("strong", words.capital(measure.title)),
+        f" – {words.better(measure.better)}. {how or ''}",
+    )
+
+
+def _levels(found: Iterable[Said]) -> str:
+    return _level_words(min((each.level for each in found), default=0.0))
+
+
+def _ratio_levels(found: Iterable[Said]) -> str:
+    levels = [each.comparison.level for each in found if each.comparison is not None]
+    return _level_words(min(levels, default=0.0))
+
+
+def _level_words(level: float) -> str:
+    """``" [99.9 %]"``; "" when there is none."""
+    return f" [{100 * level:.3g} %]" if level else ""
+
+
+def _body(
+    row: Row,
+    measure: Measure,
+    said: Mapping[str, Said],
+    columns: Sequence[tuple[str, _Cell, str]],
+) -> Html:
+    """A point: its own line where a measure has several, then a line a subject."""
+    lines = []
+    if point := headlines.point_words(row, measure):
+        lines.append(
+            tag("tr", tag("th", point, colspan=len(columns) + 1, scope="rowgroup"), class_="point")
+        )
+    lines += [
+        tag(
+            "tr",
+            tag("th", name, scope="row"),
+            [_cell(cell(about, measure), class_, about) for _, cell, class_ in columns],
+        )
+        for name, about in said.items()
+    ]
+    return tag("tbody", lines)
+
+
+def _cell(content: str, class_: str, about: Said) -> Html:
+    if class_ == "word":
+        class_ = f"word {_CLASSES.get(about.word, '')}".strip()
+    return tag("td", content, class_=class_)
+
+
+# --- survival -----------------------------------------------------------------------------------
+
+
+def survived(section: Section) -> list[Html]:
+    """One table of all events, and one of all mode switches where each was measured."""
+    events = headlines.events(section)
+    if not events:
+        return []
+    bodies = [
+        tag(
+            "tbody",
+            tag("tr", tag("th", _event_title(event), colspan=6, scope="rowgroup"), class_="point"),
+            [_noticed(name, parts) for name, parts in headlines.noticed(section, event).items()],
+        )
+        for event in events
+    ]
+    heads = (
+        "subject",
+        "new connections that failed",
+        "longest silence, median",
+        "its range",
+        "held connections that broke",
+        "rounds",
+    )
+    caption = joined(
+        tag("strong", "What clients notice"),
+        " – lower is better. Failures are those of all rounds together.",
+    )
+    return [table(caption, heads, bodies), *_switches(section)]
+
+
+def _event_title(event: str) -> str:
+    name, how = words.SHORT.get(event, words.capital(event)), words.HOW.get(event, "")
+    return f"{name}. {how}" if how else name
+
+
+def _noticed(name: str, parts: Mapping[str, Said]) -> Html:
+    failed, gap, held = (parts.get(part) for part in ("failed", "gap", "held"))
+    low, high = (
+        (words.quantity(end, "s", 2) for end in (gap.lowest, gap.highest)) if gap else ("", "")
+    )
+    return tag(
+        "tr",
+        tag("th", name, scope="row"),
+        _lost(failed),
+        tag("td", words.quantity(gap.figure, "s", 2) if gap else "", class_="figure"),
+        tag("td", f"{low} to {high}" if gap and gap.rounds > 1 else "", class_="figure"),
+        _lost(held),
+        tag("td", words.count(max(each.rounds for each in parts.values())), class_="figure"),
+    )
+
+
+def _lost(about: Said | None) -> Html:
+    if about is None:
+        return tag("td", "", class_="figure")
+    if not about.failures:
+        return tag("td", f"0 of {words.count(about.attempts)}", class_="figure")
+    said = f"{words.count(about.failures)} of {words.count(about.attempts)}"
+    return tag("td", f"{said} ({headlines.lost_share(about)})", class_="figure failed")
+
+
+def _switches(section: Section) -> list[Html]:
+    """From whom to whom: longest silence, and failures where there were any."""
+    targets = words.ordered(
+        {
+            row.point.where
+            for row in section.rows
+            if row.point.measure.startswith("switch-") and row.point.where
+        }
+    )
+    if not targets:
+        return []
+    to = {target: headlines.noticed(section, "switch", target) for target in targets}
+    sources = words.ordered({source for found in to.values() for source in found})
+    body = tag(
+        "tbody",
+        [
+            tag(
+                "tr",
+                tag("th", source, scope="row"),
+                [_switch(to[target].get(source)) for target in targets],
+            )
+            for source in sources
+        ],
+    )
+    caption = joined(
+        tag("strong", "Every mode switch"),
+        " – from the mode of the line to that of the column: longest silence, median of the "
+        "rounds, and what was lost.",
+    )
+    return [table(caption, ["from \\ to", *targets], [body])]
+
+
+def _switch(parts: Mapping[str, Said] | None) -> Html:
+    if not parts:
+        return tag("td", _DASH, class_="figure")
+    gap, lost = parts.get("gap"), headlines.harm(parts)
+    silence = words.quantity(gap.figure, "s", 2) if gap else ""
+    return tag(
+        "td",
+        f"{silence}; {words.listed(lost)}" if lost else silence,
+        class_="figure failed" if lost else "figure",
+    )
+
+
+# --- all measures at once -----------------------------------------------------------------------
+
+
+def glance(section: Section) -> Html | None:
+    """The hardest point of each compared measure: figures, and ratios to the base."""
+    chosen = [
+        (measure, row)
+        for measure in section.measures
+        if measure.group != "survival" and (row := headlines.hardest(section, measure))
+    ]
+    if not chosen:
+        return None
+    names = words.ordered({name for _, row in chosen for name in headlines.subjects_of(row)})
+    names = [name for name in names if name != TWINS[1]]
+    lines = []
+    for measure, row in chosen:
+        said = verdicts.said(row, measure)
+        point = headlines.point_words(row, measure)
+        title = f"{words.SHORT.get(measure.name) or words.capital(measure.title)}"
+        lines.append(
+            tag(
+                "tr",
+                tag("th", f"{title} ({point})" if point else title, scope="row"),
+                [_glimpse(said.get(name), measure) for name in names],
+            )
+        )
+    caption = joined(
+        tag("strong", "At a glance"),
+        " – medians, and below them ratios to the base; measures with several points by their "
+        "hardest.",
+    )
+    return table(caption, ["", *names], [tag("tbody", lines)], class_="glance")
+
+
+def _glimpse(about: Said | None, measure: Measure) -> Html:
+    if about is None:
+        return tag("td", _DASH, class_="figure")
+    class_ = f"figure {_CLASSES.get(about.word, '')}".strip()
+    if about.word is Word.FAILED:
+        return tag("td", about.text, class_=class_)
+    figure = tag("span", words.quantity(about.figure, measure.unit), class_="value")
+    ratio = about.comparison.ratio if about.comparison is not None else None
+    said = f"×{ratio:.3g}" if ratio is not None and isfinite(ratio) else ""
+    if about.word is Word.BASE:
+        said = "base"
+    if about.word in (Word.NONE, Word.NOISE, Word.FEW):
+        said += f" ({about.word})"
+    return tag("td", figure, tag("small", said) if said else "", class_=class_)
+
+
+# --- who, where, how much noise -----------------------------------------------------------------
+
+
+def noise(section: Section) -> Html | None:
+    """Direct routing against itself, for each row that has both."""
+    lines = []
+    for measure in section.measures:
+        for row in rows_of(section, measure):
+            said = verdicts.said(row, measure)
+            again = said.get(TWINS[1])
+            if again is None or again.comparison is None:
+                continue
+            point = headlines.point_words(row, measure)
+            title = words.capital(measure.title)
+            floor = f"{100 * (again.floor - 1):.2g} %" if again.floor else "too few rounds"
+            lines.append(
+                tag(
+                    "tr",
+                    tag("th", f"{title} ({point})" if point else title, scope="row"),
+                    tag("td", words.quantity(said[TWINS[0]].figure, measure.unit), class_="figure"),
+                    tag("td", headlines.ratio_words(again), class_="figure"),
+                    tag("td", floor, class_="figure"),
+                )
+            )
+    if not lines:
+        return None
+    caption = joined(
+        tag("strong", "Noise floor"),
+        " – direct routing measured twice in each round. A difference smaller than the floor means "
+        "nothing.",
+    )
+    heads = ("measure", TWINS[0], "ratio of the second to the first", "floor")
+    return table(caption, heads, [tag("tbody", lines)])
+
+
+def subjects(section: Section) -> Html:
+    """Who was measured."""
+    lines = [
+        tag(
+            "tr",
+            tag("th", name, scope="row"),
+            tag("td", words.SUBJECTS.get(name, "a peer of the user's own")),
+            tag("td", section.subjects[name]),
+        )
+        for name in words.ordered(section.subjects)
+    ]
+    caption = tag("strong", "Who was measured")
+    return table(caption, ("subject", "what it is", "version"), [tag("tbody", lines)])
+
+
+def absent(section: Section) -> Html | None:
+    """Who has no figure of what, and why: one line for each reason."""
+    names = [measure.name for measure in section.measures]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for each in section.absent:
+        reasons.setdefault((each.subject, each.reason), []).append(each.measure)
+    lines = [
+        tag(
+            "tr",
+            tag("th", subject, scope="row"),
+            tag("td", _of(measures, names)),
+            tag("td", reason),
+        )
+        for (subject, reason), measures in reasons.items()
+    ]
+    if not lines:
+        return None
+    caption = tag("strong", "What was not measured, and why")
+    return table(caption, ("subject", "measures", "reason"), [tag("tbody", lines)])
+
+
+def _of(measures: Sequence[str], every: Sequence[str]) -> str:
+    """Names of measures; those of one event as one."""
+    if "" in measures or set(measures) >= set(every):
+        return "all"
+    short = dict.fromkeys(
+        name.rpartition("-")[0] if name.rpartition("-")[2] in words.SURVIVAL else name
+        for name in measures
+    )
+    return ", ".join(short)

@@ -1,0 +1,270 @@
+"""One run of ``kproxy bench``: what is asked for, section by section, and the result of it.
+
+The host's kernel first; then user-mode Linux for IPVS, where the host has none and somebody wants
+it (:mod:`kproxy.bench.uml`). A run that is ended early has the rounds that were whole.
+"""
+
+from __future__ import annotations
+
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Literal
+
+from msgspec.structs import replace
+
+import kproxy
+from kproxy.bench import fingerprint, profiles, subjects, uml
+from kproxy.bench.conductor import Conductor, Step
+from kproxy.bench.ours import MODES
+from kproxy.bench.profiles import ALWAYS, PEERS, Asked, Kernel
+from kproxy.bench.results import FORMAT, Absent, Results, Section
+from kproxy.core.objects import Value
+from kproxy.errors import KproxyError, UsageError
+from kproxy.lab.uml import machine
+
+#: Names that stand for others.
+_ALL, _NONE = "all", "none"
+
+#: Whose figures belong to user-mode Linux where the host's kernel has no IPVS.
+_IPVS = ("ipvs", "ipvsadm")
+
+
+class Request(Value, frozen=True):
+    """What a user asks for. ``modes`` and ``peers`` are names, ``all`` or ``none``; () is what the
+    profile has. ``measures`` are names of measures or groups; ``rounds`` and ``seconds`` None are
+    the profile's as well."""
+
+    profile: str = "quick"
+    modes: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ()
+    rounds: int | None = None
+    seconds: float | None = None
+    kernel: Literal["auto", "host", "uml"] = "auto"
+
+    @property
+    def command(self) -> str:
+        """As it could be typed. A class of the user's own stands there without its file."""
+        options = {
+            "profile": self.profile,
+            "modes": ",".join(self.modes),
+            "peers": ",".join(map(_without_path, self.peers)),
+            "measures": ",".join(self.measures),
+            "rounds": "" if self.rounds is None else str(self.rounds),
+            "time": "" if self.seconds is None else f"{self.seconds:g}",
+            "kernel": self.kernel if self.kernel != "auto" else "",
+        }
+        given = (f"--{name} {value}" for name, value in options.items() if value)
+        return " ".join(["kproxy bench", *given])
+
+
+def _without_path(name: str) -> str:
+    """``NAME=DIR/FILE.py:CLASS`` as ``NAME=FILE.py:CLASS``."""
+    called, equals, where = name.rpartition("=")
+    return called + equals + where.rpartition("/")[2]
+
+
+class Session:
+    """Measures a request; ``told`` hears each Step with the section that it belongs to.
+
+    UsageError: it names something that there is not, or nothing is left to measure.
+    """
+
+    def __init__(
+        self, request: Request, told: Callable[[Kernel, Step], None] = lambda kernel, step: None
+    ) -> None:
+        self._request = request
+        self._told = told
+        self._asked = {
+            kernel: asked for kernel in _kernels(request) if (asked := _of(request, kernel))
+        }
+        self._sections: dict[Kernel, Callable[[], Section | None]] = {}
+        self._begun = time.strftime("%Y-%m-%d", time.gmtime())
+        self._machine = fingerprint.taken()
+
+    @property
+    def seconds(self) -> float:
+        """How long measuring may take."""
+        return sum(asked.seconds or 0.0 for asked in self._asked.values())
+
+    def run(self) -> None:
+        """Measure all of it; :meth:`results` has what came of it, also when this is ended by an
+        exception."""
+        for kernel, asked in self._asked.items():
+            _RUNS[kernel](self, asked)
+
+    def results(self, partial: str = "") -> Results:
+        """So far; ``partial`` is why there is no more."""
+        sections = [found for give in self._sections.values() if (found := give()) is not None]
+        return Results(
+            format=FORMAT,
+            date=self._begun,
+            kproxy=kproxy.__version__,
+            profile=self._request.profile,
+            command=self._request.command,
+            fingerprint=self._machine,
+            sections=tuple(sections),
+            partial=partial,
+        )
+
+    # --- sections -------------------------------------------------------------------------------
+
+    def _here(self, asked: Asked) -> None:
+        """On this host's kernel."""
+        present, _ = subjects.parted(asked.subjects)
+        versions = {name: subject.version() for name, subject in present.items()}
+        conductor = Conductor(
+            profiles.jobs(asked),
+            seconds=asked.seconds,
+            told=lambda step: self._told("host", step),
+        )
+        elsewhere: tuple[str, ...] = ()
+        if "uml" in self._asked:
+            elsewhere = ("IPVS is in a section of its own: this kernel has none.",)
+        self._sections["host"] = lambda: _noted(
+            conductor.section("host", platform.release(), versions), elsewhere
+        )
+        conductor.run()
+
+    def _inside(self, asked: Asked) -> None:
+        """In user-mode Linux. What ends it early is a reason in the section, as a group's is."""
+        kept: list[Section] = []
+        self._sections["uml"] = lambda: kept[-1] if kept else None
+        try:
+            uml.section(asked, told=lambda step: self._told("uml", step), kept=kept.append)
+        except KproxyError as failed:
+            if not kept and "host" not in self._sections:
+                raise
+            kept.append(_broken_off(kept[-1] if kept else None, asked, str(failed)))
+
+
+_RUNS: dict[Kernel, Callable[[Session, Asked], None]] = {
+    "host": Session._here,
+    "uml": Session._inside,
+}
+
+
+def _noted(section: Section, notes: tuple[str, ...]) -> Section:
+    return replace(section, notes=(*section.notes, *notes))
+
+
+def _broken_off(section: Section | None, asked: Asked, reason: str) -> Section:
+    """What was measured until then, and why it is no more."""
+    absent = tuple(Absent(name, "", reason) for name in asked.subjects if name in _IPVS)
+    if section is not None:
+        return replace(section, notes=(*section.notes, f"It ended early: {reason}"))
+    return Section("uml", "user-mode Linux", {}, (), (), absent)
+
+
+# --- what is asked for --------------------------------------------------------------------------
+
+
+def check(request: Request) -> None:
+    """UsageError: it names something that there is not. Looks at no machine."""
+    profiles.of(request.profile, "host")
+    profiles.resolved(request.measures)
+    names(request, "host")
+
+
+def _kernels(request: Request) -> tuple[Kernel, ...]:
+    """Where is measured. ``auto``: IPVS is measured in user-mode Linux where the host has none."""
+    if request.kernel != "auto":
+        return (request.kernel,)
+    wanted = set(names(request, "host")) & set(_IPVS)
+    inside = wanted and not uml.host_has_ipvs() and machine.lacking() is None
+    return ("host", "uml") if inside else ("host",)
+
+
+def _of(request: Request, kernel: Kernel) -> Asked | None:
+    """What is measured on a kernel; None: nothing."""
+    every = [*ALWAYS, *names(request, kernel)]
+    if kernel == "uml":
+        every = list(uml.subjects(every))
+    elif len(_kernels(request)) > 1:
+        every = [name for name in every if name not in _IPVS]
+    shares = _seconds(request)
+    whole = request.seconds or sum(shares.values())
+    asked = Asked(
+        profile=request.profile,
+        subjects=tuple(every),
+        measures=profiles.resolved(request.measures),
+        rounds=request.rounds,
+        seconds=whole * shares[kernel] / sum(shares.values()),
+        kernel=kernel,
+    )
+    return asked if every else None  # nobody whose work that kernel does
+
+
+def _seconds(request: Request) -> dict[Kernel, float]:
+    """What the profile gives to each kernel that is measured."""
+    found = {kernel: profiles.of(request.profile, kernel) for kernel in _kernels(request)}
+    shared = sum(each.seconds for each in found.values() if each.shared)
+    seconds = {kernel: each.seconds for kernel, each in found.items()}
+    if "host" in seconds:
+        seconds["host"] -= shared
+    return seconds
+
+
+def names(request: Request, kernel: Kernel) -> list[str]:
+    """Modes and peers by name. UsageError: unknown ones."""
+    modes = _expanded(request.modes or (_ALL,), tuple(MODES))
+    unknown = [name for name in modes if name not in MODES]
+    if unknown:
+        raise UsageError(f"no mode {', '.join(unknown)}", hint=f"there are {', '.join(MODES)}")
+    peers = _expanded(request.peers or profiles.of(request.profile, kernel).peers, PEERS)
+    unknown = [name for name in peers if name not in PEERS and ":" not in name]
+    if unknown:
+        raise UsageError(
+            f"no peer {', '.join(unknown)}",
+            hint=f"there are {', '.join(PEERS)}, or a class of yours as FILE.py:CLASS",
+        )
+    subjects.made(peers)
+    return [*modes, *peers]
+
+
+def _expanded(asked: Sequence[str], every: tuple[str, ...]) -> tuple[str, ...]:
+    """``all``, ``none``, and a mode by its name without the variant, which stands for both."""
+    found: list[str] = []
+    for name in asked:
+        variants = [each for each in every if each.startswith(f"{name}-")]
+        match name:
+            case "all":
+                found += every
+            case "none":
+                continue
+            case _ if name not in every and variants and name == "iptables":
+                found += variants
+            case _:
+                found.append(name)
+    return tuple(dict.fromkeys(found))
+
+
+# --- ending early -------------------------------------------------------------------------------
+
+
+@contextmanager
+def ended_once() -> Iterator[None]:
+    """Within, the first SIGINT, SIGTERM or SIGHUP unwinds the stack (KeyboardInterrupt, SystemExit
+    with 128 and its number); from then on they are ignored to the end of the block: whoever presses
+    Ctrl-C twice would leave half of it standing, or lose what was measured. For the main thread."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in _ENDING:
+            signal.signal(each, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -1,0 +1,164 @@
+"""Survival measured on this kernel: events happen, clients see what they do, nothing is left."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path as File
+
+import pytest
+
+from kproxy.bench import events
+from kproxy.bench.events import Node
+from kproxy.bench.held import Outcome
+from kproxy.bench.measures.survival import Survival, _readings
+from kproxy.bench.ours import PODS, Mode
+from kproxy.bench.path import Path
+from kproxy.bench.results import Point
+from kproxy.bench.window import AFTER, BEFORE, Clients, Seen, watched
+from kproxy.core.objects import Family
+from kproxy.kernel import command, netns
+
+#: A second, so that a busy machine can do it.
+RATE, HELD = 50.0, 4
+
+
+@contextmanager
+def node(mode: str) -> Iterator[Node]:
+    with Node(Mode.named(mode, *PODS), rate=RATE, held=HELD, rolled=1) as made:
+        yield made
+
+
+def children() -> list[str]:
+    """Command lines of this process's children."""
+    pids = " ".join(
+        (task / "children").read_text() for task in File("/proc/self/task").iterdir()
+    ).split()
+    return [File(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in pids]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("mode", "event"),
+    [
+        ("iptables-nft", "restart"),
+        ("userspace", "restart"),
+        ("nftables", "rolling"),
+    ],
+)
+def test_what_nobody_notices(mode: str, event: str) -> None:
+    """Every connection is answered, those that are held live on."""
+    with node(mode) as made:
+        seen = made.seen(event)
+    assert seen.started > RATE * (BEFORE + AFTER)
+    assert seen.failed == 0
+    assert seen.held == Outcome(HELD, HELD, seen.held.silence)
+
+
+@pytest.mark.kernel
+def test_a_relay_that_is_killed_is_missed() -> None:
+    """Its connections end with it, and for a second nobody listens; a new process serves."""
+    with node("userspace") as made:
+        seen = made.seen("kill")
+    assert seen.gap > events.AWAY
+    assert seen.failed >= RATE * events.AWAY / 2
+    assert seen.held.survived == 0
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("mode", ["iptables-legacy", "fastpath"])
+def test_rules_that_are_deleted_come_back(mode: str) -> None:
+    """It serves afterwards, or there would be no reading; what was deleted was there."""
+    with node(mode) as made:
+        standing = rules(made)
+        seen = made.seen("wipe")
+        assert standing
+        assert rules(made) == standing
+    assert seen.started > 0
+
+
+def rules(made: Node) -> int:
+    """How many lines of rules there are in the node, the kernel's own aside."""
+    with netns.entered(made.path.fd("node")):
+        said = [
+            command.run(argv).stdout.decode().splitlines()
+            for argv in (["iptables-legacy-save", "-t", "nat"], ["nft", "-s", "list", "ruleset"])
+        ]
+    return sum(not line.startswith(("#", ":")) for lines in said for line in lines)
+
+
+@pytest.mark.kernel
+def test_a_window_that_was_too_short_is_made_again() -> None:
+    """What happens longer than there is load would be seen in part only."""
+    happened = []
+
+    def happens() -> None:
+        happened.append(True)
+        if len(happened) == 1:
+            threading.Event().wait(0.3)
+
+    with Path() as path:
+        target = path.pod_place(Family.IPV4)
+        clients = Clients(path.client, path.fd("client"), target, rate=RATE, held=HELD)
+        seen = watched(clients, happens, within=0.1)
+    assert len(happened) == 2
+    assert seen.seconds < 0.3
+    assert seen.failed == 0
+
+
+@pytest.mark.kernel
+def test_nothing_is_left_after_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of an event: no namespace, no process of the turn is there afterwards."""
+    monkeypatch.setattr(secrets, "token_hex", lambda count: "c0ffee")
+
+    def interrupted(node: Node) -> Seen:
+        assert any("kproxy run" in each for each in children())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(events, "EVENTS", {"kill": interrupted})
+    with Survival(["userspace"], events=["kill"]) as group, pytest.raises(KeyboardInterrupt):
+        group.turn("userspace")
+    assert [each for each in os.listdir(netns.RUN_DIR) if "c0ffee" in each] == []
+    assert [each for each in children() if "kproxy" in each] == []
+
+
+@pytest.mark.kernel
+def test_a_switch_is_read_as_a_whole_and_by_its_target() -> None:
+    """With two modes there is one other; the lab is gone with the group."""
+    modes = ["iptables-nft", "nftables"]
+    with Survival(modes, events=["switch"], rate=RATE, held=HELD) as group:
+        found = group.turn("iptables-nft")
+    whole = {Point(f"switch-{name}") for name in ("failed", "gap", "held")}
+    assert set(found) == whole | {Point(each.measure, where="nftables") for each in whole}
+    assert found[Point("switch-failed")].figure.failures == 0
+    assert found[Point("switch-held")].figure.value == 1.0
+
+
+@pytest.mark.kernel
+def test_who_has_no_figure_is_told_why() -> None:
+    """Each subject and measure has either a turn or a reason."""
+    wanted = ["direct", "iptables-nft", "haproxy", "nft-dnat"]
+    group = Survival(wanted, events=["kill", "wipe", "switch"])
+    without = {(each.subject, each.measure) for each in group.absent}
+    assert all(each.reason for each in group.absent)
+    assert "direct" in group.subjects
+    assert ("nft-dnat", "kill-gap") in without
+    assert ("haproxy", "wipe-failed") in without
+    # The only mode there is cannot be switched to another one.
+    assert ("iptables-nft", "switch-held") in without
+    assert ("iptables-nft", "kill-gap") not in without
+
+
+def test_of_several_windows_the_worst_counts() -> None:
+    """Failures and lost connections of all, the longest gap."""
+    seen = [
+        Seen(1.0, 100, 1, 0.1, 0.1, Outcome(20, 20, 0.0)),
+        Seen(1.0, 300, 3, 0.5, 0.1, Outcome(20, 15, 0.0)),
+    ]
+    found = {point.measure: reading.figure for point, reading in _readings("kill", seen).items()}
+    assert (found["kill-failed"].value, found["kill-failed"].failures) == (0.01, 4)
+    assert found["kill-gap"].value == 0.5
+    assert (found["kill-held"].value, found["kill-held"].failures) == (0.875, 5)

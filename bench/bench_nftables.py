@@ -25,7 +25,7 @@ import pytest
 
 from kproxy.backends.nftables.apply import NftablesBackend
 from kproxy.backends.nftables.library import Nft
-from kproxy.backends.nftables.render import render
+from kproxy.backends.nftables.render import ALWAYS, render
 from kproxy.backends.nftables.text import script
 from kproxy.backends.syncer import Syncer
 from kproxy.bench import report, usage, workload
@@ -182,7 +182,7 @@ CHANGES: dict[str, Change] = {
     "one endpoint replaced": lambda turn: [workload.plan(3, 10, shift=turn)],
     "one endpoint more or less": lambda turn: [workload.plan(4, 10 + turn % 2)],
     # Beyond the numbers of slots for which there are chains in any case.
-    "a new number of slots": lambda turn: [workload.plan(4, 17 + turn % 7)],
+    "a new number of slots": lambda turn: [workload.plan(4, ALWAYS + 1 + turn % 7)],
     "a node port's, more or less": lambda turn: [workload.plan(10, 10 + turn % 2)],
     "a thousand replaced": lambda turn: [
         workload.plan(each, 10, shift=turn) for each in range(5, 5 + BURST)

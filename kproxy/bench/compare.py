@@ -175,8 +175,8 @@ def _alone(before: Results, after: Results) -> Iterator[str]:
         found: dict[tuple[str, str], list[str]] = {}
         for kernel, name, measure in sorted(has - lacks):
             found.setdefault((kernel, name), []).append(measure)
-        for (kernel, name), measures in found.items():
-            yield f"only in {where}: {name} ({kernel}): {', '.join(measures)}"
+        for (section, who), measures in found.items():
+            yield f"only in {where}: {who} ({section}): {', '.join(measures)}"
 
 
 # --- rows ---------------------------------------------------------------------------------------

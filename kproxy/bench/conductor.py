@@ -110,18 +110,17 @@ class Conductor:
         self._told = told
         self._clock = clock
         self._begun = clock()
+        self._ended: float | None = None
         self._parts = [_Part(job) for job in jobs]
 
     def run(self) -> None:
         """Measure all of them."""
         self._begun = self._clock()
-        for number, part in enumerate(self._parts):
-            share = self._share(number)
-            if number and share is not None and share < part.job.first / 2:
-                part.leave_out(f"no time was left: {part.job.first:.0f} s are needed for a round")
-                self._say("note", number, note=f"{part.job.group.name}: {part.reason}")
-                continue
-            self._conduct(number, part, share)
+        try:
+            for number, part in enumerate(self._parts):
+                self._give(number, part, self._share(number))
+        finally:
+            self._ended = self._clock()
 
     def section(
         self, name: Literal["host", "uml"], kernel: str, subjects: Mapping[str, str]
@@ -134,10 +133,18 @@ class Conductor:
             measures=tuple(measure for part in self._parts for measure in part.job.measures),
             rows=tuple(row for part in self._parts for row in part.rows()),
             absent=tuple(absent for part in self._parts for absent in part.absent()),
-            seconds=self._clock() - self._begun,
+            seconds=(self._ended or self._clock()) - self._begun,
         )
 
     # --- one group ------------------------------------------------------------------------------
+
+    def _give(self, number: int, part: _Part, share: float | None) -> None:
+        """Its share of the time, if that is worth beginning; the first group always begins."""
+        if number and share is not None and share < part.job.first / 2:
+            part.leave_out(f"no time was left: {part.job.first:.0f} s are needed for a round")
+            self._say("note", number, note=f"{part.job.group.name}: {part.reason}")
+            return
+        self._conduct(number, part, share)
 
     def _conduct(self, number: int, part: _Part, seconds: float | None) -> None:
         part.begun = begun = self._clock()

@@ -96,10 +96,11 @@ def _best_first(measure: Measure, found: Iterable[Said]) -> list[Said]:
 
 
 def _one(about: Said, measure: Measure) -> str:
-    figure = words.quantity(about.figure, measure.unit)
-    if about.comparison is None:
-        return f"{about.subject} {figure}"
-    return f"{about.subject} {figure} ({ratio_words(about)})"
+    """By its ratio, without bounds: tables have those. By its figure where there is no base."""
+    found = about.comparison
+    if found is None or not isfinite(found.ratio):
+        return f"{about.subject} {words.quantity(about.figure, measure.unit)}"
+    return f"{about.subject} ×{words.number(found.ratio)}"
 
 
 def ratio_words(about: Said) -> str:
@@ -108,8 +109,9 @@ def ratio_words(about: Said) -> str:
     if found is None or not isfinite(found.ratio):
         return ""
     if not isfinite(found.high) or found.rounds < 2:
-        return f"{found.ratio:.3g}"
-    return f"{found.ratio:.3g} [{found.low:.3g}, {found.high:.3g}]"
+        return words.number(found.ratio)
+    low, high = words.number(found.low), words.number(found.high)
+    return f"{words.number(found.ratio)} [{low}, {high}]"
 
 
 # --- survived -----------------------------------------------------------------------------------

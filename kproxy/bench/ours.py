@@ -222,15 +222,17 @@ class Mode(Subject):
         self.await_in_force()
 
     def await_in_force(self, patience: float = _PATIENCE) -> None:
-        """Until what was published is in force. CheckFailed: it takes longer than ``patience``
-        seconds, or the daemon ended."""
+        """Until what was published is in force by the daemon that was started last. CheckFailed: it
+        takes longer than ``patience`` seconds, or the daemon ended."""
         assert self._process is not None
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
             known = status.read(self.state)
-            if known is not None and status.in_force(self.state, [self._manifests]):
+            # What an earlier daemon has left says nothing about this one.
+            ours = known is not None and known.pid == self._process.pid
+            if ours and status.in_force(self.state, [self._manifests]):
                 return
             time.sleep(_LOOK)
         words = self.words()

@@ -40,8 +40,8 @@ PEERS = tuple(name for name in COMPARED if name not in (*ALWAYS, *MODES))
 
 class Part(Value, frozen=True):
     """What a profile does with a group. ``make(subjects, measures)`` gives the group; ``rounds``
-    are the most that it takes, after ``warmup`` ones; ``measures`` are those of the profile, unless
-    others are asked for by name. ``each`` and ``standing``: see
+    are the most that it takes, after ``warmup`` ones; ``measures`` are those of the profile (none:
+    the group is left out), unless others are asked for by name. ``each`` and ``standing``: see
     :class:`~kproxy.bench.conductor.Job`; seconds on the two-core machine of docs/report/."""
 
     make: Callable[[Sequence[str], Collection[str]], Group]
@@ -54,8 +54,8 @@ class Part(Value, frozen=True):
 
 class Profile(Value, frozen=True):
     """``seconds`` is what measuring may take when nobody says otherwise, the report not counted;
-    ``peers`` those that are measured when nobody names others. ``shared``: the seconds are of those
-    that the host has when it is measured alone."""
+    ``peers`` those that are measured when nobody names others. ``shared``: the seconds are taken
+    from the host's."""
 
     title: str
     seconds: float
@@ -130,40 +130,41 @@ def _all_of(*events: str) -> tuple[str, ...]:
 #: Profile -> what it does on each kernel.
 PROFILES: Mapping[str, Mapping[Kernel, Profile]] = {
     "quick": {
+        # Survival takes 3 s for each event and subject: for a round of it a minute would be left.
         "host": Profile(
             title="a look, in less than two minutes",
-            seconds=95.0,
+            seconds=105.0,
             peers=("haproxy", "nginx"),
             parts={
                 "traffic": Part(
-                    _traffic(0.1, fresh=False),
+                    _traffic(0.05, fresh=False),
                     rounds=11,
-                    each=0.8,
+                    each=0.3,
                     measures=("crr", "rr", "stream1", "udp"),
-                    standing=8.0,
+                    standing=4.0,
                 ),
                 "first-packet": Part(
                     _first_packet((1, 1000), 200),
-                    rounds=3,
-                    each=1.5,
+                    rounds=4,
+                    each=0.3,
                     measures=MEASURES["first-packet"],
+                    standing=9.0,
                 ),
                 "programming": Part(
                     _programming((100, 1000), ()),
-                    rounds=3,
-                    each=1.5,
+                    rounds=4,
+                    each=1.4,
                     measures=("cold-sync", "one-change", "burst"),
                 ),
                 "survival": Part(
                     _survival(every_switch=False),
                     rounds=1,
                     each=6.0,
-                    measures=_all_of("restart", "switch"),
+                    measures=(),
                 ),
             },
         ),
-        # A machine takes 4 s to boot and to import what measures: two groups are what is left time
-        # for.
+        # A machine takes 4 to 6 s to boot and to import what measures: two groups have time.
         "uml": Profile(
             title="a look at IPVS",
             seconds=25.0,
@@ -172,51 +173,18 @@ PROFILES: Mapping[str, Mapping[Kernel, Profile]] = {
                 "traffic": Part(
                     _traffic(0.1, fresh=False),
                     rounds=11,
-                    each=0.3,
+                    each=0.2,
                     measures=("crr",),
-                    standing=6.0,
+                    standing=8.0,
                 ),
                 "programming": Part(
                     _programming((1000,), ()),
-                    rounds=3,
-                    each=4.0,
+                    rounds=2,
+                    each=2.5,
                     measures=("cold-sync", "one-change", "burst"),
                 ),
             },
             shared=True,
-        ),
-        "uml": Profile(
-            title="IPVS beside the older iptables",
-            seconds=25.0,
-            peers=(),
-            parts={
-                "traffic": Part(
-                    _traffic(0.1, fresh=False),
-                    rounds=11,
-                    each=0.45,
-                    measures=("crr", "rr"),
-                    standing=4.0,
-                ),
-                "first-packet": Part(
-                    _first_packet((1, 1000), 100),
-                    rounds=3,
-                    each=0.8,
-                    measures=MEASURES["first-packet"],
-                    standing=8.0,
-                ),
-                "programming": Part(
-                    _programming((100, 1000), (100,)),
-                    rounds=3,
-                    each=4.0,
-                    measures=("cold-sync", "one-change", "burst"),
-                ),
-                "survival": Part(
-                    _survival(every_switch=False),
-                    rounds=1,
-                    each=12.0,
-                    measures=_all_of("restart", "switch"),
-                ),
-            },
         ),
     },
     "full": {

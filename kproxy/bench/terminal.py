@@ -115,12 +115,13 @@ def _row(row: Row, measure: Measure) -> Iterator[Line]:
 
 
 def title(measure: Measure, point: Point) -> str:
-    """A row's: what is measured, where, and which way is better."""
-    parts = [f"{measure.name}: {measure.title}"]
+    """A row's: ``cold-sync, 1,000 services: all services, from nothing; lower is better``."""
+    parts = [measure.name]
     if point.at is not None:
-        parts.append(f"{words.count(point.at)} {measure.axis}")
+        noun = measure.axis.removesuffix("s") if point.at == 1 else measure.axis
+        parts.append(f"{words.count(point.at)} {noun}")
     parts += [point.where] if point.where else []
-    return ", ".join([*parts, words.better(measure.better)])
+    return f"{', '.join(parts)}: {measure.title}; {words.better(measure.better)}"
 
 
 def _floor(noise: float | None) -> str:

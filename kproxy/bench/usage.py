@@ -83,8 +83,8 @@ def await_calm(pids: Collection[int], who: str) -> None:
 
 
 def kernel_memory() -> int:
-    """Bytes that the kernel holds for itself, all of the machine. Differences of less than a
-    megabyte are what any moment brings."""
+    """Bytes that the kernel holds for itself, all of the machine. What was freed a moment
+    ago is given back a moment later: differences of less than five megabytes say nothing."""
     words = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     return sum(1024 * int(value[1]) for value in words if value[0] in _KERNEL)
 

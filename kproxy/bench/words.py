@@ -59,8 +59,8 @@ GLOSSARY: Mapping[str, str] = {
     "figure": "The median of a subject's figures over all rounds.",
     "ratio": (
         "A subject's figure divided by that of its base in the same round; the median of these "
-        "over all rounds. The base is direct routing; for programming, where there is none, it is "
-        "iptables-nft. 0.75 of a rate is three quarters of it, 2.0 of a time is twice as long."
+        "over all rounds. The base is direct routing; for programming, which it has none of, it is "
+        "an iptables mode. 0.75 of a rate is three quarters of it, 2.0 of a time is twice as long."
     ),
     "[low, high]": (
         "The 99.9 % interval of that median, by the sign test: in a thousand such intervals one "

@@ -1,6 +1,6 @@
 """Records rounds of equals by the harness, for the tests of what is said of rounds.
 
-    python -m tests.bench.record NAME [--rounds N] [--seconds S] [--fresh] [--append]
+    python -m tests.bench.record NAME [--rounds N] [--seconds S] [--measures M,…]
 
 Whoever is measured is measured twice or three times under different names: direct routing, a mode
 of the kernel, a relay. Whatever is found to differ between two of them is wrong. Kept are the
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=0.1)
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--measures", default="crr,rr,stream1,udp")
     parser.add_argument("--append", action="store_true")
     parser.add_argument("--time", type=float, default=220.0)
     given = parser.parse_args()
@@ -90,7 +91,7 @@ def main() -> None:
         _SUBJECTS,
         seconds=given.seconds,
         fresh=given.fresh,
-        measures=("crr", "rr", "stream1", "udp"),
+        measures=given.measures.split(","),
     )
     conductor = Conductor(
         [Job(group, rounds=given.rounds, each=1.0)], seconds=given.time, told=_tell

@@ -286,7 +286,10 @@ def test_what_ends_the_run_leaves_whole_rounds(error: BaseException) -> None:
     with pytest.raises(type(error)):
         conductor.run()
     assert not group.inside
+    clock.now += 100.0
     section = conductor.section("host", "6.18", {"ours": "it"})
+    # What comes after the measuring is none of it.
+    assert section.seconds == 5.0
     assert [sorted(each) for each in section.rows[0].rounds] == [["direct", "ours"]] * 2
     assert section.subjects == {"ours": "it"}
 

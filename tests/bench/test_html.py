@@ -113,7 +113,9 @@ def test_every_figure_is_there(root: ET.Element) -> None:
                 else:
                     assert figure in lines[name]
                 if about.comparison is not None and about.word is not Word.FAILED:
-                    assert any(f"{about.comparison.ratio:.3g} [" in cell for cell in lines[name])
+                    assert any(
+                        f"{words.number(about.comparison.ratio)} [" in cell for cell in lines[name]
+                    )
 
 
 def test_survival_counts_what_was_lost(root: ET.Element) -> None:

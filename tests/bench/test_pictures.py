@@ -162,7 +162,7 @@ def test_survival_says_what_was_lost() -> None:
 
 @pytest.mark.parametrize(
     ("rounds", "said"),
-    [(1, "none: there was one round"), (4, "of 4 rounds"), (11, "99.9 % interval")],
+    [(1, "there was one round"), (4, "of 4 rounds"), (11, "99.9 % interval")],
 )
 def test_pictures_say_how_sure_they_are(rounds: int, said: str) -> None:
     """What bands are depends on the rounds, and stands below."""

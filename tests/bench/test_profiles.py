@@ -31,7 +31,7 @@ def test_each_group_has_its_measures(profile: str, kernel: profiles.Kernel) -> N
     """Those of the profile, which are the group's own, in the order of tables."""
     jobs = profiles.jobs(asked(profile, kernel=kernel))
     parts = profiles.of(profile, kernel).parts
-    assert [job.group.name for job in jobs] == list(parts)
+    assert [job.group.name for job in jobs] == [name for name in parts if parts[name].measures]
     for job in jobs:
         part = parts[job.group.name]
         assert tuple(measure.name for measure in job.measures) == part.measures
@@ -82,7 +82,11 @@ def test_what_there_is_not_is_refused() -> None:
         profiles.of("slow", "host")
 
 
-def test_quick_is_planned_to_be_over_in_two_minutes() -> None:
-    """On all its kernels together, with a fifth left for the report and for what is slower."""
-    assert sum(profile.seconds for profile in PROFILES["quick"].values()) <= 100
-    assert sum(profile.seconds for profile in PROFILES["full"].values()) <= 7200
+def test_profiles_end_when_they_should() -> None:
+    """quick in two minutes, with time for the report; full in two hours. Other kernels included."""
+    whole = {
+        name: sum(each.seconds for each in kernels.values() if not each.shared)
+        for name, kernels in PROFILES.items()
+    }
+    assert whole["quick"] <= 105
+    assert whole["full"] <= 7200

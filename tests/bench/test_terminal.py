@@ -74,7 +74,7 @@ SHOWN = text(terminal.shown(found()))
         "– haproxy (restart-gap): it has no daemon",
         "A Processor, 2 cores, 8.6 GB, Linux 6.18; load 0.10 before",
         "failed: 3 of 11,000",
-        "time: until it is done, 10,000 services, last, lower is better",
+        "time, 10,000 services, last: until it is done; lower is better",
         "restart: restart, as an upgrade does",
     ],
 )

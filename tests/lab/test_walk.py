@@ -118,6 +118,25 @@ def test_code_in_sentences_is_run_too() -> None:
     assert [code for code in claimed if not any(code in line for line in run)] == []
 
 
+def anchors(file: Path) -> set[str]:
+    """What a link may name after #: GitHub's form of the headings."""
+    titles = re.findall(r"(?m)^#+ (.*)$", file.read_text())
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", ["netns-lab/README.md", "docs/lab.md", "docs/scenarios.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    """To a file that is there, and to a heading in it."""
+    here = ROOT / name
+    targets = re.findall(r"\]\(([^)\s]+)\)", here.read_text())
+    assert targets
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        file = (here.parent / path).resolve() if path else here
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
 # --- that a text which is not so fails ----------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Draw a result's pictures and page again, from its figures: ``python -m kproxy.bench.html FOLDER``.
+"""Draw a result again from its figures: ``python -m kproxy.bench.html FOLDER``.
 
 For results that were brought from elsewhere, or drawn by an older version.
 """

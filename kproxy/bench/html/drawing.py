@@ -4,7 +4,7 @@ that takes its colours from the page. Pure."""
 from __future__ import annotations
 
 from kproxy.bench.html.parts import Html
-from kproxy.lab.svg import box, element, line, text
+from kproxy.lab.svg import box, element, text
 
 _WIDTH, _HEIGHT = 860, 250
 
@@ -14,6 +14,9 @@ _BOXES = {
     "node": (310, ("the subject: rules, a relay,", "an engine – or nothing (direct)")),
     "pod": (600, ("server", "answers")),
 }
+#: For whoever draws without the page's style sheet.
+_PLAIN = {"fill": "none", "stroke": "#59636e"}
+
 _BOX_WIDTH, _TOP, _BOX_HEIGHT = 240, 56, 108
 
 
@@ -21,13 +24,13 @@ def path() -> Html:
     """Client, node and pod."""
     marks = []
     for name, (x, lines) in _BOXES.items():
-        marks.append(box(x, _TOP, _BOX_WIDTH, _BOX_HEIGHT, f"space {name}", rx=8.0))
+        marks.append(box(x, _TOP, _BOX_WIDTH, _BOX_HEIGHT, f"space {name}", rx=8.0, **_PLAIN))
         marks.append(text(x + 14, _TOP + 28, f"{name} namespace", "name"))
         for number, words in enumerate(lines):
             marks.append(text(x + 14, _TOP + 58 + 22 * number, words, "words"))
     middle = _TOP + _BOX_HEIGHT / 2
     for left, right in ((260, 310), (550, 600)):
-        marks.append(line(left, middle, right, middle, "link"))
+        marks.append(_line(left, middle, right, "link"))
         marks.append(text((left + right) / 2, middle - 10, "veth", "small", text_anchor="middle"))
     marks.append(text(20, 32, "one kernel, three network namespaces for each subject", "small"))
     marks += _arrow(
@@ -56,7 +59,11 @@ def _arrow(y: float, words: str) -> list[str]:
     """From client to pod, with words on it."""
     head = element("path", d=f"M 832 {y - 5:g} L 840 {y:g} L 832 {y + 5:g} Z", class_="head")
     return [
-        line(20, y, 832, y, "arrow"),
+        _line(20, y, 832, "arrow"),
         head,
         text(_WIDTH / 2, y - 7, words, "small", text_anchor="middle"),
     ]
+
+
+def _line(x: float, y: float, to: float, class_: str) -> str:
+    return element("line", x1=x, y1=y, x2=to, y2=y, class_=class_, **_PLAIN)

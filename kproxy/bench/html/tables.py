@@ -100,9 +100,9 @@ def measured(section: Section, measure: Measure) -> Html:
         ("verdict", _verdict, "word"),
         ("rounds", _rounds, "figure"),
         (f"CPU for {bought}: its own", _cpu(0), "figure"),
-        ("kernel's", _cpu(1), "figure"),
+        ("CPU: kernel's", _cpu(1), "figure"),
         ("memory: its own", _memory("memory"), "figure"),
-        ("kernel's", _memory("kernel_memory"), "figure"),
+        ("memory: kernel's", _memory("kernel_memory"), "figure"),
     ]
     shown = [
         (head, cell, class_)
@@ -133,7 +133,7 @@ def _ratio_levels(found: Iterable[Said]) -> str:
 
 def _level_words(level: float) -> str:
     """``" [99.9 %]"``; "" when there is none."""
-    return f" [{100 * level:.3g} %]" if level else ""
+    return f" [{100 * level:.3g}\u00a0%]" if level else ""
 
 
 def _body(
@@ -312,7 +312,7 @@ def _glimpse(about: Said | None, measure: Measure) -> Html:
         return tag("td", about.text, class_=class_)
     figure = tag("span", words.quantity(about.figure, measure.unit), class_="value")
     ratio = about.comparison.ratio if about.comparison is not None else None
-    said = f"×{ratio:.3g}" if ratio is not None and isfinite(ratio) else ""
+    said = f"×{words.number(ratio)}" if ratio is not None and isfinite(ratio) else ""
     if about.word is Word.BASE:
         said = "base"
     if about.word in (Word.NONE, Word.NOISE, Word.FEW):

@@ -16,6 +16,9 @@ from kproxy.bench.verdicts import TWINS, Said, Word
 #: Peers stand a little apart from the modes.
 _APART = 0.45
 
+#: Width of a panel beside its longest bar: the figures' column is right of it.
+_ROOM = 1.5
+
 #: Fewest places for bars, less one.
 _SLOTS = 4
 
@@ -29,7 +32,7 @@ def draw(canvas: style.Canvas, picture: Picture) -> None:
         name for name in words.ordered(sayings.subjects(rows) | set(absent)) if name not in TWINS
     ]
     places = places_of(names)
-    panels = canvas.panels(1, len(rows), left=0.15, top=0.745, bottom=0.2, wspace=0.1, sharey=True)
+    panels = canvas.panels(1, len(rows), left=0.15, top=0.745, bottom=0.2, wspace=0.14, sharey=True)
     for axes, row in zip(panels, rows):
         found = sayings.said(row, picture.section)
         _panel(axes, row, measures[row.point.measure], found, places)
@@ -40,7 +43,7 @@ def draw(canvas: style.Canvas, picture: Picture) -> None:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     what = "ratio to direct routing in the same round" if any(r.base for r in rows) else "medians"
-    canvas.note(f"Bars: {what}; whiskers: {sayings.level_words(rows)}.")
+    canvas.note(f"Bars: {what}; {sayings.spread_words('whiskers', rows)}.")
     if any(verdicts.floor(row) for row in rows):
         canvas.note("Grey band: direct routing against itself, the noise.")
 
@@ -65,6 +68,7 @@ def _panel(
     places: Mapping[str, float],
 ) -> None:
     drawn = {name: _length(about, row) for name, about in found.items() if name in places}
+    # One wide whisker must not make all bars short: beyond this it is cut off, with an arrow.
     ends = [min(max(each), each[0] * 1.5) for each in drawn.values() if each is not None]
     longest = max([*ends, 1.0 if row.base else 0.0]) or 1.0
     for name, place in places.items():
@@ -72,12 +76,12 @@ def _panel(
         if length is None:
             instead(axes, longest * 0.015, place, found.get(name))
         else:
-            _bar(axes, name, place, length, words.quantity(found[name].figure, measure.unit))
+            _bar(axes, name, place, length, longest)
+            figure_at_edge(axes, place, words.quantity(found[name].figure, measure.unit))
     # The title, and under it whom the bars are measured by.
     title = words.SHORT.get(measure.name, words.capital(measure.title))
     axes.set_title(title, loc="left", pad=31, fontsize=15.5)
-    # Room for the figure right of the longest bar.
-    axes.set_xlim(0, longest * 1.52)
+    axes.set_xlim(0, longest * _ROOM)
     if row.base:
         _floor(axes, found, row, measure)
         axes.xaxis.set_major_locator(MultipleLocator(0.5 if longest < 3 else 1))
@@ -112,9 +116,9 @@ def instead(axes: Axes, start: float, place: float, about: Said | None) -> None:
 
 
 def _bar(
-    axes: Axes, name: str, place: float, length: tuple[float, float, float], figure: str
+    axes: Axes, name: str, place: float, length: tuple[float, float, float], longest: float
 ) -> None:
-    """The bar with its whisker and figure."""
+    """The bar with its whisker."""
     look = style.look(name)
     value, low, high = length
     peer = look.kind == "peer"
@@ -128,21 +132,27 @@ def _bar(
         linewidth=0,
         zorder=3,
     )
-    axes.plot([low, high], [place, place], color=style.INK, linewidth=1.8, zorder=5)
-    for end in (low, high):
+    shown = min(high, longest)
+    axes.plot([low, shown], [place, place], color=style.INK, linewidth=1.8, zorder=5)
+    for end in {low, shown} - ({shown} if high > longest else set()):
         axes.plot(
             [end, end], [place - 0.13, place + 0.13], color=style.INK, linewidth=1.8, zorder=5
         )
+    if high > longest:
+        axes.plot([shown], [place], marker=">", markersize=8, color=style.INK, zorder=5)
+
+
+def figure_at_edge(axes: Axes, place: float, figure: str) -> None:
+    """All figures of a panel stand in a column at its right."""
     axes.annotate(
         figure,
-        (max(high, value), place),
-        xytext=(7, 0),
-        textcoords="offset points",
+        (1, place),
+        xycoords=axes.get_yaxis_transform(),
+        ha="right",
         va="center",
         fontsize=14,
         fontweight="bold",
         zorder=6,
-        bbox={"facecolor": "white", "alpha": 0.8, "pad": 1, "edgecolor": "none"},
     )
 
 

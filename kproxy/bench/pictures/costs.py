@@ -27,7 +27,7 @@ def draw(canvas: style.Canvas, picture: Picture) -> None:
     ]
     places = bars.places_of(names)
     panels = canvas.panels(
-        1, len(rows) + 1, left=0.15, top=0.745, bottom=0.2, wspace=0.1, sharey=True
+        1, len(rows) + 1, left=0.15, top=0.745, bottom=0.2, wspace=0.14, sharey=True
     )
     units = {measure.name: measure.unit for measure in picture.section.measures}
     for axes, row in zip(panels, rows):
@@ -118,13 +118,4 @@ def _bar(axes: Axes, name: str, place: float, pair: Pair, unit: Unit) -> None:
     colour = style.look(name).colour
     axes.barh(place, own, height=0.66, color=colour, zorder=3)
     axes.barh(place, kernel, left=own, height=0.66, facecolor=(colour, 0.35), zorder=3)
-    axes.annotate(
-        words.quantity(own + kernel, unit, 2) if own + kernel else "none",
-        (own + kernel, place),
-        xytext=(7, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=14,
-        fontweight="bold",
-        zorder=6,
-    )
+    bars.figure_at_edge(axes, place, words.quantity(own + kernel, unit, 2))

@@ -39,15 +39,15 @@ def ratio(about: Said) -> tuple[float, float, float] | None:
     return found.ratio, found.low, found.high
 
 
-def level_words(rows: Iterable[Row]) -> str:
-    """What bands and whiskers of these rows are, by the subject with the fewest rounds."""
+def spread_words(marks: str, rows: Iterable[Row]) -> str:
+    """What ``marks`` (bands, whiskers) are, by the subject with the fewest rounds."""
     fewest = min((verdicts.counted(row)[0] for row in rows), default=0)
     level = verdicts.level_of(fewest)
     if not level:
-        return "none: there was one round"
+        return f"no {marks}: there was one round"
     if level >= VERDICT_LEVEL:
-        return f"{words.percent(VERDICT_LEVEL)} interval of the median"
-    return f"lowest to highest of {words.plural(fewest, 'round')}, too few for an interval"
+        return f"{marks}: {words.percent(VERDICT_LEVEL)} interval of the median"
+    return f"{marks}: lowest to highest of {words.plural(fewest, 'round')}, too few for an interval"
 
 
 def round_counts(rows: Iterable[Row]) -> str:

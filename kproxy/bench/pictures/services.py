@@ -58,8 +58,8 @@ def _draw(
         deep,
         columns,
         left=0.085 if columns < 3 else 0.075,
-        right=0.845 if columns < 3 else 0.872,
-        wspace=0.66 if columns < 3 else 1.08,
+        right=0.845 if columns < 3 else 0.86,
+        wspace=0.66 if columns < 3 else 1.2,
         hspace=0.42,
         bottom=0.185,
         sharex=True,
@@ -80,4 +80,4 @@ def _draw(
         each.set_xlabel("services")
     if blamed:
         canvas.note(f"✕ {'; '.join(blamed)}.")
-    canvas.note(f"Lines: medians; bands: {sayings.level_words(rows)}. Both axes logarithmic.")
+    canvas.note(f"Lines: medians; {sayings.spread_words('bands', rows)}. Both axes logarithmic.")

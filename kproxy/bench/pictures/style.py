@@ -184,12 +184,21 @@ class Canvas:
 # --- axes ---------------------------------------------------------------------------------------
 
 
+#: Decades on an axis, as a share of those that have room for three ticks each -> ticks in a decade.
+_TICKS: tuple[tuple[float, tuple[float, ...]], ...] = (
+    (0.35, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
+    (1.0, (1.0, 2.0, 5.0)),
+    (1.8, (1.0, 3.0)),
+    (math.inf, (1.0,)),
+)
+
+
 def seconds_axis(axis: Axis, low: float, high: float) -> None:
     """A logarithmic axis of seconds with few, round ticks."""
     decades = math.log10(high / low) if low > 0 and high > low else 1.0
     # Labels are wide and not high.
     dense = 1.1 if axis.axis_name == "x" else 2.0
-    subs = (1.0,) if decades > 3.2 else (1.0, 3.0) if decades > dense else (1.0, 2.0, 5.0)
+    subs = next(subs for most, subs in _TICKS if decades <= most * dense)
     axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=30))
     axis.set_minor_locator(NullLocator())
     quantities(axis, "s")

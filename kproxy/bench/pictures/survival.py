@@ -35,8 +35,10 @@ def draw(canvas: style.Canvas, picture: Picture) -> None:
     panels = canvas.panels(1, len(events), left=0.14, right=0.99, wspace=0.05, sharey=True)
     for axes, event in zip(panels, [event for event in EVENTS if event in events]):
         _panel(axes, words.SHORT[event], events[event], names, scale)
+        _ticks(axes, scale, step=2 if len(events) > 3 else 1)
     panels[0].set_yticks(range(len(names)), names)
-    panels[0].set_ylim(len(names) - 0.45, -0.62)
+    # A few bars alone would be as thick as walls.
+    panels[0].set_ylim(max(len(names), 5) - 0.45, -0.62)
     canvas.note(
         "Bars: longest time in which no client was answered, median of the rounds, logarithmic. "
         "Under them, of all rounds: new connections that failed, held ones that broke."
@@ -71,17 +73,17 @@ def _panel(
             continue
         _cell(axes, place, name, parts, low)
     axes.set_title(title, loc="left", pad=12)
-    ticks = [
-        10.0**power
-        # Every other decade has room for its label.
-        for power in range(round(math.log10(low)), math.floor(math.log10(high)) + 1, 2)
-    ]
-    axes.set_xticks(ticks)
-    axes.minorticks_off()
-    style.quantities(axes.xaxis, "s")
     axes.grid(True, axis="x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
+
+
+def _ticks(axes: Axes, scale: tuple[float, float], *, step: int) -> None:
+    """At every decade, or at every other where panels are narrow."""
+    low, high = (math.floor(math.log10(end)) for end in scale)
+    axes.set_xticks([10.0**power for power in range(low, high + 1, step if high > low + 1 else 1)])
+    axes.minorticks_off()
+    style.quantities(axes.xaxis, "s")
 
 
 def _cell(axes: Axes, place: int, name: str, parts: Mapping[str, Said], low: float) -> None:

@@ -108,17 +108,15 @@ def _elements(stage: Stage, flow: Flow) -> list[str]:
     word = "ip6" if family_of(flow.to) is Family.IPV6 else "ip"
     argv = ["nft", "-nn", "list", "table", word, "kproxy"]
     listed = run(argv, namespace=stage.fd(NODE), env=stage.environment).stdout.decode()
-    numbers = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
+    number = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}[flow.proto]
+    address = rf"(?<![\w.:]){re.escape(flow.to)}(?![\w.:])"
+    concerns = re.compile(rf"{address}|^\s*{number} \. {flow.port}\b")
     found, name = [], ""
     for line in listed.splitlines():
         head = re.match(r"\s+(?:set|map) (\S+)", line)
         name = head[1] if head else name
-        for one in re.split(r"[,{}]|elements =", line):
-            by_port = rf"^\s*{numbers[flow.proto]} \. {flow.port}\b"
-            if re.search(rf"(?<![\w.:]){re.escape(flow.to)}(?![\w.:])", one) or re.match(
-                by_port, one
-            ):
-                found.append(f"{name}: {one.strip()}")
+        elements = re.split(r"[,{}]|elements =", line)
+        found += [f"{name}: {one.strip()}" for one in elements if concerns.search(one)]
     return found
 
 

@@ -148,6 +148,15 @@ def test_a_failing_flow_shows_packets_and_rules(runner: Runner, choice: Choice) 
     assert "172.30.0.2" not in detail
 
 
+def test_a_failing_flow_shows_elements(runner: Runner) -> None:
+    """In nftables mode: those of its own destination, by set."""
+    (nftables,) = modes(["nftables"]).choices
+    detail = runner.run(flows(f"{TO}, expect: {{verdict: REJECT}}"), nftables).flows[0].detail
+    for part in ("ways: 172.30.0.1 . 6 . 80 : goto inside-2", "endpoints: 172.30.0.1 . 6 . 80 . "):
+        assert part in detail
+    assert "172.30.0.2" not in detail
+
+
 def test_without_a_proxy_only_untranslated_flows_pass(runner: Runner) -> None:
     """Nothing passes by accident: the world and the node answer everything."""
     lines = [f"{flow}, expect: {good}" for flow, good, _ in PAIRS]

@@ -24,7 +24,6 @@ from kproxy.bench.failover import (
     FALL,
     FAULTS,
     INTERVAL,
-    MODES,
     RATE,
     TIMEOUT,
     Rolled,
@@ -32,6 +31,7 @@ from kproxy.bench.failover import (
     failover,
     rolling,
 )
+from kproxy.bench.ours import MODES
 from kproxy.core.objects import Family
 from kproxy.errors import KproxyError
 from kproxy.kernel import netns

@@ -39,7 +39,7 @@ _REPAIRED = 1.5
 
 #: How many times the first start (seconds of it) one under load may take, and seconds of a pod's
 #: replacement: three syncs, which are a second apart (minSyncPeriod). Else a window is made again.
-_SLOWER, _REPLACED = 1.6, 3.2
+_SLOWER, _REPLACED = 1.6, 2.6
 
 #: What is asked after an event, to see that the proxy serves.
 _CHECK = Load(Kind.CRR, connections=4, operations=40, seconds=5.0, timeout=2.0)

@@ -102,13 +102,38 @@ def decode(content: bytes, where: str) -> Results:
                 where=where,
                 hint="read it with the version that wrote it",
             )
-        return msgspec.json.decode(content, type=Results)
+        results = msgspec.json.decode(content, type=Results)
     except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
         raise UsageError(
             f"is no result of kproxy bench: {wrong}",
             where=where,
             hint="kproxy bench writes one",
         ) from wrong
+    for section in results.sections:
+        strangers = {row.point.measure for row in section.rows}
+        strangers -= {measure.name for measure in section.measures}
+        if strangers:
+            raise UsageError(
+                f"is no result of kproxy bench: it does not say what {min(strangers)} is",
+                where=where,
+                hint="kproxy bench writes one",
+            )
+    return results
+
+
+def prepare(folder: Path) -> None:
+    """See that ``folder`` can be made, or written to, before hours are spent on what goes there;
+    nothing of the trial is left. KernelError: it cannot."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there, prefix=f".{NAME}-"):
+            pass
+    except OSError as failed:
+        raise KernelError(
+            f"cannot be written: {failed.strerror}",
+            where=str(folder),
+            hint="name another folder with --out",
+        ) from failed
 
 
 def free(folder: Path) -> None:

@@ -41,9 +41,6 @@ from kproxy.lab.uml.boot import Boot
 #: nftables can be; what processes do (userspace, fastpath, relays) the host measures better.
 SUBJECTS = (DIRECT, AGAIN, "iptables-legacy", "ipvs", "ipvsadm")
 
-#: Of 10,000 services with 10 endpoints each, and of the objects that they come from.
-MEMORY = "2G"
-
 #: What a reader of the section has to know.
 NOTES = (
     (
@@ -158,7 +155,7 @@ def section(
     asked = replace(asked, kernel="uml", subjects=subjects(asked.subjects))
     words = msgspec.json.encode(asked).decode()
     argv = [sys.executable, "-P", "-m", "kproxy.bench.inside", words]
-    with Boot(memory=MEMORY) as boot:
+    with Boot() as boot:
         listener = Listener(told, kept)
         with watched(listener.heard, boot.abandon):
             status = boot.run(argv, take=listener.take, directory=ROOT)

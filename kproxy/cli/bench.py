@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -48,6 +49,13 @@ def _listed(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str
     return tuple(name for each in value.split(",") if (name := each.strip()))
 
 
+def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """A range lets inf and nan pass."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number of seconds")
+    return value
+
+
 def _list_option(name: str, metavar: str, text: str) -> Callable[[Any], Any]:
     return click.option(
         f"--{name}",
@@ -76,6 +84,7 @@ def _list_option(name: str, metavar: str, text: str) -> Callable[[Any], Any]:
     "--time",
     "seconds",
     type=click.FloatRange(min=1),
+    callback=_finite,
     metavar="SECONDS",
     help="For all measuring; each group takes the rounds that it can afford.",
 )
@@ -134,7 +143,9 @@ def command(
     check(request)
     if out is not None:
         store.free(out)
-    capabilities.require("kproxy bench", *_CAPABILITIES)
+    store.prepare(out or Path())
+    if kernel != "uml":  # there everybody is root
+        capabilities.require("kproxy bench", *_CAPABILITIES)
     pictures.require()
     with ended_once():
         with progress() as told:

@@ -134,7 +134,11 @@ def test_other_tables_are_no_concern(nftables: NftablesBackend, watched: Nftable
     for plan in wanted:
         watched.pause()
         neighbours()
-        told_of.append(bool(watched.resume(syncer.sync(plan).transactions)))
+        transactions = syncer.sync(plan).transactions
+        assert watched.look() == ""
+        # Nobody who waits for it is kept awake.
+        assert not select.select([watched.fileno()], [], [], 0)[0]
+        told_of.append(bool(watched.resume(transactions)))
     assert told_of == [True, False, False]
     watched.pause()
     nft("flush", "map", WORD[family], TABLE, "ways")
@@ -286,6 +290,9 @@ def test_cleanup_and_sweep_leave_others_alone(nftables: NftablesBackend) -> None
     assert not sweep.sweep(family, "iptables")
     Syncer(nftables).sync(some(family))
     kube_proxys(family)
+    assert sweep.sweep(family, "iptables")
+    assert nft("list", "ruleset") == before
+    nft("add", "table", WORD[family], TABLE)
     assert sweep.sweep(family, "iptables")
     assert nft("list", "ruleset") == before
 

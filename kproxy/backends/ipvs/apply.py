@@ -265,8 +265,9 @@ class IpvsBackend:
     def leave(self) -> int:
         """See :class:`kproxy.backends.base.Leaving`."""
         held = self.door.servers().servers
-        own = () if self._desired is None else self._desired.servers
-        return depart(self.door, self.family, [server for server in held if server in own])
+        own = {} if self._desired is None else self._desired.servers
+        reals = [(key, real) for key in held.keys() & own.keys() for real in held[key].reals]
+        return depart(self.door, self.family, reals)
 
     def cleanup(self) -> None:
         """Everything of ours, with rules in either variant; other programs' servers stay."""

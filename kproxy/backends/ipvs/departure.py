@@ -1,10 +1,12 @@
 """IPVS mode gives way to another mode: the connections that it carries become conntrack's.
 
-A virtual server that is taken away takes its connections along, and their entries of conntrack with
+A real server that is taken away takes its connections along, and their entries of conntrack with
 them (expire_nodest_conn; from Linux 5.9 on at once, before that with the next packet). So first it
-is looked what they are, then the servers go, then conntrack is told to translate as IPVS did. A
-packet that comes in between would be taken for a new connection by the other mode's rules and led
-to any endpoint, which resets it; so such packets are dropped for that time, and sent again.
+is looked what they are, then the real servers go, then conntrack is told to translate as IPVS did.
+A packet that comes in between would be taken for a new connection by the other mode's rules and led
+to any endpoint, which resets it; so such packets are dropped for that time, and sent again. The
+virtual servers stay until all is swept away: with the last of them IPVS would let go of its hooks,
+and what is still known to conntrack would reach the node itself, which resets it.
 
 Nobody new is led to the servers: the other mode's rules translate before a packet gets there.
 """
@@ -12,10 +14,11 @@ Nobody new is led to the servers: the other mode's rules translate before a pack
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Iterable
 
 from kproxy import logs
 from kproxy.backends.ipvs import refusal
+from kproxy.backends.ipvs.diff import Leaving
 from kproxy.backends.ipvs.door import Door
 from kproxy.core.objects import Family
 from kproxy.core.servers import Order, Verb
@@ -32,13 +35,13 @@ _LOST = "-p tcp -m tcp ! --syn -m conntrack --ctstate NEW -j DROP"
 _CHAINS = ("PREROUTING", "OUTPUT")
 
 
-def depart(door: Door, family: Family, servers: Collection[bytes]) -> int:
-    """``servers`` (keys) go, what they carry stays; how many connections are conntrack's now."""
+def depart(door: Door, family: Family, reals: Iterable[Leaving]) -> int:
+    """``reals`` go, what they carry stays; how many connections are conntrack's now."""
     with ConntrackGifts(family) as table:
         _guard(door, "-I")
         try:
             gifts = _gifts(table, family)
-            orders = [Order(Verb.REMOVE_SERVER, server) for server in servers]
+            orders = [Order(Verb.REMOVE_REAL, server, real) for server, real in reals]
             refusal.raise_for_servers(door.send(orders), None)
             _await_end(family)
             return table.give(gifts)
@@ -61,6 +64,8 @@ def _await_end(family: Family) -> None:
             _log.warning("connections may end", family=int(family), count=len(left))
             return
         time.sleep(_LOOK)
+    # Off the list first, then out of conntrack (ip_vs_conn_expire).
+    time.sleep(_LOOK)
 
 
 def _guard(door: Door, verb: str) -> None:

@@ -172,12 +172,16 @@ class NftDoor:
             if not int.from_bytes(essence[0]) & _ANONYMOUS:
                 sets[_text(found[_SET_NAME])] = essence
         chains = {name: (*head, tuple(rules.get(name, ()))) for name, head in heads.items()}
-        return Forms(chains, sets, self._asleep(named))
+        return Forms(chains, sets, bool((self._flags(table) or 0) & _DORMANT))
 
-    def _asleep(self, named: bytes) -> bool:
-        tables = map(wire.attributes, self._listing(wire.ask(_GETTABLE, self.family, "")))
-        flags = (one.get(_TABLE_FLAGS, b"") for one in tables if one.get(_OF_TABLE) == named)
-        return any(int.from_bytes(each) & _DORMANT for each in flags)
+    def _flags(self, table: str) -> int | None:
+        """Of a table; None when there is none."""
+        named = table.encode() + b"\0"
+        for body in self._listing(wire.ask(_GETTABLE, self.family, "")):
+            found = wire.attributes(body)
+            if found.get(_OF_TABLE) == named:
+                return int.from_bytes(found.get(_TABLE_FLAGS, b""))
+        return None
 
     def members(self, name: str) -> set[Record]:
         """The elements of one set.
@@ -197,14 +201,13 @@ class NftDoor:
         return found
 
     def stands(self, table: str = TABLE) -> bool:
-        """Whether there is a table with something in it."""
+        """Whether there is a table, whatever is in it."""
         try:
-            found = self._settled(lambda: self.forms(table))
+            return self._settled(lambda: self._flags(table)) is not None
         except OSError as error:
             if error.errno in _NO_NETFILTER:
                 return False
             raise
-        return bool(found.chains or found.sets)
 
     def delete(self, table: str = TABLE) -> bool:
         """Take a table away, whatever is in it; whether there was one."""

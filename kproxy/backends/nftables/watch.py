@@ -35,14 +35,26 @@ class NftablesWatch:
         self._paused = False
         #: Whether somebody else has been at work during a sync.
         self._neighbour = False
-        #: Whether the sync that runs is listened to.
+        #: Whether the sync that runs is listened to, what was heard of it, and whether that is all.
         self._listens = False
+        self._heard: list[Event] = []
+        self._lost = False
 
     def fileno(self) -> int:
         return self._listener.fileno()
 
     def look(self) -> str:
-        return "" if self._paused else self._look()
+        if not self._paused:
+            return self._look()
+        if self._listens:
+            # Else the loop that waits for us would be woken again and again.
+            self._take_in()
+        return ""
+
+    def _take_in(self) -> None:
+        found, lost = self._listener.heard()
+        self._heard += found
+        self._lost = self._lost or lost
 
     def pause(self) -> str:
         noticed = self.look()
@@ -73,7 +85,9 @@ class NftablesWatch:
 
     def _touching(self) -> int | None:
         """How many transactions on the table have been told of; None when some were not."""
-        found, lost = self._listener.heard()
+        self._take_in()
+        found, lost = self._heard, self._lost
+        self._heard, self._lost = [], False
         if lost:
             return None
         count, touched = 0, False

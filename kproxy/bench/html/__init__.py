@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from kproxy.bench import headlines, pictures, words
-from kproxy.bench.html import drawing, tables
+from kproxy.bench.html import drawing, overview, tables
 from kproxy.bench.html.parts import Html, joined, table, tag
 from kproxy.bench.pictures import Picture
 from kproxy.bench.results import Results, Section
@@ -157,13 +157,13 @@ def _section(section: Section, drawn: dict[tuple[str, str], list[Picture]], fold
         tag("p", f"Measured in {words.duration(section.seconds)}.", class_="meta"),
         tag("ul", [tag("li", note) for note in notes], class_="note") if notes else "",
         _short(section),
-        tables.subjects(section) if section.subjects else "",
-        tables.absent(section) or "",
+        overview.subjects(section) if section.subjects else "",
+        overview.absent(section) or "",
         [
             _group(section, group, drawn.get((section.name, group), []), folder)
             for group in _groups(section)
         ],
-        tables.noise(section) or "",
+        overview.noise(section) or "",
         id=section.name,
         class_=section.name,
     )
@@ -180,7 +180,7 @@ def _short(section: Section) -> Html:
     return joined(
         tag("h3", "In short"),
         tag("ul", entries, class_="headlines"),
-        tables.glance(section) or "",
+        overview.glance(section) or "",
     )
 
 

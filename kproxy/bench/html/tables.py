@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import isfinite
 
 from kproxy.bench import headlines, verdicts, words
 from kproxy.bench.html.parts import Html, joined, table, tag
 from kproxy.bench.results import Measure, Row, Section
-from kproxy.bench.verdicts import TWINS, Said, Word
+from kproxy.bench.verdicts import Said, Word
 
 #: Word -> class of its cell.
-_CLASSES: Mapping[Word, str] = {
+CLASSES: Mapping[Word, str] = {
     Word.BETTER: "better",
     Word.WORSE: "worse",
     Word.FAILED: "failed",
@@ -21,7 +20,7 @@ _CLASSES: Mapping[Word, str] = {
 #: Word -> what a table says, where that is another word: "worse" of a rate is slower.
 _SAID: Mapping[Word, str] = {Word.BETTER: "faster", Word.WORSE: "slower"}
 
-_DASH = "–"
+DASH = "–"
 
 
 def rows_of(section: Section, measure: Measure) -> list[Row]:
@@ -34,7 +33,7 @@ _Cell = Callable[[Said, Measure], str]
 
 
 def _figure(about: Said, measure: Measure) -> str:
-    return _DASH if about.word is Word.FAILED else words.quantity(about.figure, measure.unit)
+    return DASH if about.word is Word.FAILED else words.quantity(about.figure, measure.unit)
 
 
 def _bounds(about: Said, measure: Measure) -> str:
@@ -161,7 +160,7 @@ def _body(
 
 def _cell(content: str, class_: str, about: Said) -> Html:
     if class_ == "word":
-        class_ = f"word {_CLASSES.get(about.word, '')}".strip()
+        class_ = f"word {CLASSES.get(about.word, '')}".strip()
     return tag("td", content, class_=class_)
 
 
@@ -260,7 +259,7 @@ def _switches(section: Section) -> list[Html]:
 
 def _switch(parts: Mapping[str, Said] | None) -> Html:
     if not parts:
-        return tag("td", _DASH, class_="figure")
+        return tag("td", DASH, class_="figure")
     gap, lost = parts.get("gap"), headlines.harm(parts)
     silence = words.quantity(gap.figure, "s", 2) if gap else ""
     return tag(
@@ -268,135 +267,3 @@ def _switch(parts: Mapping[str, Said] | None) -> Html:
         f"{silence}; {words.listed(lost)}" if lost else silence,
         class_="figure failed" if lost else "figure",
     )
-
-
-# --- all measures at once -----------------------------------------------------------------------
-
-
-def glance(section: Section) -> Html | None:
-    """The hardest point of each compared measure: figures, and ratios to the base."""
-    chosen = [
-        (measure, row)
-        for measure in section.measures
-        if measure.group != "survival" and (row := headlines.hardest(section, measure))
-    ]
-    if not chosen:
-        return None
-    names = words.ordered({name for _, row in chosen for name in headlines.subjects_of(row)})
-    names = [name for name in names if name != TWINS[1]]
-    lines = []
-    for measure, row in chosen:
-        said = verdicts.said(row, measure)
-        point = headlines.point_words(row, measure)
-        title = f"{words.SHORT.get(measure.name) or words.capital(measure.title)}"
-        lines.append(
-            tag(
-                "tr",
-                tag("th", f"{title} ({point})" if point else title, scope="row"),
-                [_glimpse(said.get(name), measure) for name in names],
-            )
-        )
-    caption = joined(
-        tag("strong", "At a glance"),
-        " – medians, and below them ratios to the base; measures with several points by their "
-        "hardest.",
-    )
-    return table(caption, ["", *names], [tag("tbody", lines)], class_="glance")
-
-
-def _glimpse(about: Said | None, measure: Measure) -> Html:
-    if about is None:
-        return tag("td", _DASH, class_="figure")
-    class_ = f"figure {_CLASSES.get(about.word, '')}".strip()
-    if about.word is Word.FAILED:
-        return tag("td", about.text, class_=class_)
-    figure = tag("span", words.quantity(about.figure, measure.unit), class_="value")
-    ratio = about.comparison.ratio if about.comparison is not None else None
-    said = f"×{words.number(ratio)}" if ratio is not None and isfinite(ratio) else ""
-    if about.word is Word.BASE:
-        said = "base"
-    if about.word in (Word.NONE, Word.NOISE, Word.FEW):
-        said += f" ({about.word})"
-    return tag("td", figure, tag("small", said) if said else "", class_=class_)
-
-
-# --- who, where, how much noise -----------------------------------------------------------------
-
-
-def noise(section: Section) -> Html | None:
-    """Direct routing against itself, for each row that has both."""
-    lines = []
-    for measure in section.measures:
-        for row in rows_of(section, measure):
-            said = verdicts.said(row, measure)
-            again = said.get(TWINS[1])
-            if again is None or again.comparison is None:
-                continue
-            point = headlines.point_words(row, measure)
-            title = words.capital(measure.title)
-            floor = f"{100 * (again.floor - 1):.2g} %" if again.floor else "too few rounds"
-            lines.append(
-                tag(
-                    "tr",
-                    tag("th", f"{title} ({point})" if point else title, scope="row"),
-                    tag("td", words.quantity(said[TWINS[0]].figure, measure.unit), class_="figure"),
-                    tag("td", headlines.ratio_words(again), class_="figure"),
-                    tag("td", floor, class_="figure"),
-                )
-            )
-    if not lines:
-        return None
-    caption = joined(
-        tag("strong", "Noise floor"),
-        " – direct routing measured twice in each round. A difference smaller than the floor means "
-        "nothing.",
-    )
-    heads = ("measure", TWINS[0], "ratio of the second to the first", "floor")
-    return table(caption, heads, [tag("tbody", lines)])
-
-
-def subjects(section: Section) -> Html:
-    """Who was measured."""
-    lines = [
-        tag(
-            "tr",
-            tag("th", name, scope="row"),
-            tag("td", words.SUBJECTS.get(name, "a peer of the user's own")),
-            tag("td", section.subjects[name]),
-        )
-        for name in words.ordered(section.subjects)
-    ]
-    caption = tag("strong", "Who was measured")
-    return table(caption, ("subject", "what it is", "version"), [tag("tbody", lines)])
-
-
-def absent(section: Section) -> Html | None:
-    """Who has no figure of what, and why: one line for each reason."""
-    names = [measure.name for measure in section.measures]
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for each in section.absent:
-        reasons.setdefault((each.subject, each.reason), []).append(each.measure)
-    lines = [
-        tag(
-            "tr",
-            tag("th", subject, scope="row"),
-            tag("td", _of(measures, names)),
-            tag("td", reason),
-        )
-        for (subject, reason), measures in reasons.items()
-    ]
-    if not lines:
-        return None
-    caption = tag("strong", "What was not measured, and why")
-    return table(caption, ("subject", "measures", "reason"), [tag("tbody", lines)])
-
-
-def _of(measures: Sequence[str], every: Sequence[str]) -> str:
-    """Names of measures; those of one event as one."""
-    if "" in measures or set(measures) >= set(every):
-        return "all"
-    short = dict.fromkeys(
-        name.rpartition("-")[0] if name.rpartition("-")[2] in words.SURVIVAL else name
-        for name in measures
-    )
-    return ", ".join(short)

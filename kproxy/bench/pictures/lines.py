@@ -92,7 +92,7 @@ def finish(axes: Axes, panels: Sequence[Lines], *, sizes: Sequence[float]) -> No
     axes.set_ylim(low / 1.35, high * 1.35)
     # A size alone stands where lines end: beside the names.
     axes.set_xlim(min(sizes) / (1.25 if len(sizes) > 1 else 20), max(sizes) * 1.25)
-    style.seconds_axis(axes.yaxis, low, high)
+    style.seconds_axis(axes.yaxis, low, high, upright=True)
     style.counts_axis(axes.xaxis, sizes)
     axes.grid(True, axis="y")
 

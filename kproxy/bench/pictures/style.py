@@ -193,11 +193,11 @@ _TICKS: tuple[tuple[float, tuple[float, ...]], ...] = (
 )
 
 
-def seconds_axis(axis: Axis, low: float, high: float) -> None:
-    """A logarithmic axis of seconds with few, round ticks."""
+def seconds_axis(axis: Axis, low: float, high: float, *, upright: bool = False) -> None:
+    """A logarithmic axis of seconds with few, round ticks; ``upright``: a y axis."""
     decades = math.log10(high / low) if low > 0 and high > low else 1.0
     # Labels are wide and not high.
-    dense = 1.1 if axis.axis_name == "x" else 2.0
+    dense = 2.0 if upright else 1.1
     subs = next(subs for most, subs in _TICKS if decades <= most * dense)
     axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=30))
     axis.set_minor_locator(NullLocator())

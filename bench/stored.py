@@ -111,28 +111,33 @@ class _Part(NamedTuple):
 
 
 class _Shown(NamedTuple):
-    """A figure of a load. ``suffix`` tells it from the others of the same load."""
+    """A figure of a load. ``suffix`` tells it from the others of the same load, in a name;
+    ``words`` do in a title."""
 
-    suffix: str
     unit: Unit
     of: Callable[[Result], float]
+    suffix: str = ""
+    words: str = ""
 
 
 def _wait(share: float) -> Callable[[Result], float]:
     return lambda result: result.latency.percentile(share)
 
 
-_RATE = _Shown("", "1/s", lambda result: result.rate)
-_WAITS = (_Shown("-p50", "s", _wait(50)), _Shown("-p99", "s", _wait(99)))
+_RATE = _Shown("1/s", lambda result: result.rate)
+_WAITS = (
+    _Shown("s", _wait(50), "-p50", ", median"),
+    _Shown("s", _wait(99), "-p99", ", 99th percentile"),
+)
 
 
 def _shown(load: Load) -> tuple[_Shown, ...]:
     """What of a load is compared."""
     match load.kind:
         case Kind.STREAM:
-            return (_Shown("", "bit/s", lambda result: result.bits),)
+            return (_Shown("bit/s", lambda result: result.bits),)
         case Kind.UDP if not load.response_bytes:
-            return (_Shown("", "1/s", lambda result: result.received_datagrams),)
+            return (_Shown("1/s", lambda result: result.received_datagrams),)
     return (_RATE, *_WAITS)
 
 
@@ -178,7 +183,7 @@ def _of_suites(path: Path) -> Iterator[_Part]:
     for each in msgspec.json.decode(path.read_bytes())["benchmarks"]:
         name = each["fullname"].removeprefix("bench/").replace(".py::", ".")
         rounds = tuple({"kproxy": Figure(seconds)} for seconds in batches(each["stats"]["data"]))
-        measure = Measure(name, name, "s", "lower", "programming")
+        measure = Measure(name, "one call", "s", "lower", "programming")
         yield _Part(measure, Row(Point(name), "", rounds), {"kproxy": kproxy.__version__})
 
 
@@ -201,7 +206,7 @@ def _of_rounds(paths: Iterable[Path]) -> Iterator[_Part]:
         for shown in _shown(kept.load):
             name = f"{path.stem}{shown.suffix}"
             better = "lower" if shown.unit == "s" else "higher"
-            measure = Measure(name, f"{kept.load}{shown.suffix}", shown.unit, better, "traffic")
+            measure = Measure(name, f"{kept.load}{shown.words}", shown.unit, better, "traffic")
             rounds = tuple(
                 {
                     who: Figure(shown.of(one.result), one.result.started, one.result.failed)

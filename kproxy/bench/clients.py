@@ -9,11 +9,13 @@ iperf3 has a server of its own in the pod; its first second is not counted, as i
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
+from msgspec.structs import replace
 
 from kproxy.bench.load import Kind, Load, Place, Result
 from kproxy.bench.path import PORT, Path
@@ -37,12 +39,14 @@ _UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0}
 
 
 class Seen(Value, frozen=True):
-    """What a client counted: requests or bits a second; latencies in seconds (streams: 0)."""
+    """What a client counted: requests or bits a second; latencies in seconds (streams: 0). ``cost``
+    is the client's own CPU time in seconds for a request or a bit, 0 where it is not known."""
 
     rate: float
     p50: float = 0.0
     p99: float = 0.0
     failed: int = 0
+    cost: float = 0.0
 
 
 # --- wrk ----------------------------------------------------------------------------------------
@@ -58,7 +62,8 @@ def by_wrk(path: Path, place: Place, seconds: int, *, closes: bool) -> Seen:
     """wrk in the client's namespace, one thread as the generator has. MachineError: no wrk."""
     argv = [command.require("wrk"), "-t1", f"-c{SHORT if closes else KEPT}", f"-d{seconds}s"]
     argv += ["--latency", *(("-H", "Connection: close") if closes else ())]
-    return read_wrk(_said(path, [*argv, f"http://{_where(place)}/{ANSWER}"]))
+    said, cpu = _said(path, [*argv, f"http://{_where(place)}/{ANSWER}"])
+    return _costing(read_wrk(said), cpu, seconds)
 
 
 def read_wrk(text: str) -> Seen:
@@ -93,7 +98,8 @@ def by_requests(path: Path, place: Place, seconds: int, *, closes: bool) -> Seen
         ),
     )
     p50, p99 = (result.latency.percentile(share) for share in (50, 99))
-    return Seen(result.rate, p50, p99, result.failed)
+    seen = Seen(result.rate, p50, p99, result.failed)
+    return _costing(seen, result.cpu, seconds + _WARMUP)
 
 
 # --- iperf3 -------------------------------------------------------------------------------------
@@ -106,7 +112,8 @@ def by_iperf3(path: Path, place: Place, seconds: int, *, streams: int) -> Seen:
     argv = [command.require("iperf3"), "-c", host, "-p", str(port), "-t", str(seconds)]
     argv += ["-O", str(_OMITTED), "-P", str(streams), "--reverse", "--json", "-i", "0"]
     with _iperf3_server(path):
-        return read_iperf3(_said(path, argv))
+        said, cpu = _said(path, argv)
+    return _costing(read_iperf3(said), cpu, seconds + _OMITTED)
 
 
 def read_iperf3(text: str) -> Seen:
@@ -136,7 +143,7 @@ def by_streams(path: Path, place: Place, seconds: int, *, streams: int) -> Seen:
     """The generator, as many streams down."""
     load = Load(Kind.STREAM, connections=streams, seconds=seconds, warmup=_WARMUP)
     result = _ours(path, place, load)
-    return Seen(result.bits, failed=result.failed)
+    return _costing(Seen(result.bits, failed=result.failed), result.cpu, seconds + _WARMUP)
 
 
 def _ours(path: Path, place: Place, load: Load) -> Result:
@@ -144,14 +151,27 @@ def _ours(path: Path, place: Place, load: Load) -> Result:
     return path.completed(path.client.run(load, place))
 
 
-def _said(path: Path, argv: Sequence[str]) -> str:
-    """Run a tool in the client's namespace; its output. CheckFailed: it ended badly."""
+def _costing(seen: Seen, cpu: float, seconds: float) -> Seen:
+    """With what the client used in all that time, what is not counted included."""
+    return replace(seen, cost=cpu / (seen.rate * seconds) if seen.rate else 0.0)
+
+
+def _said(path: Path, argv: Sequence[str]) -> tuple[str, float]:
+    """Run a tool in the client's namespace; its output and its CPU seconds. CheckFailed: it ended
+    badly."""
+    before = _children_seconds()
     with entered(path.fd("client")):
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         words = (done.stderr.strip() or done.stdout.strip())[-500:]
         raise CheckFailed(f"ended with {done.returncode}: {words}", where=argv[0])
-    return done.stdout
+    return done.stdout, _children_seconds() - before
+
+
+def _children_seconds() -> float:
+    """CPU seconds of all children that have ended: nobody else's ends while a tool runs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _where(place: Place) -> str:

@@ -20,7 +20,7 @@ from statistics import median
 from kproxy.bench import ranks
 from kproxy.bench.results import Fingerprint, Measure, Point, Results, Row, Section
 from kproxy.bench.rounds import VERDICT_LEVEL, Figure
-from kproxy.bench.verdicts import FLOOR_LEVEL, TWINS
+from kproxy.bench.verdicts import FLOOR_LEVEL, TWINS, foreign
 from kproxy.core.objects import Value
 
 #: Fields of a fingerprint that figures of two runs may not differ in to be compared as they are.
@@ -43,6 +43,9 @@ class Became(StrEnum):
     ELSEWHERE = "another machine"
     BASE = "base"
 
+
+#: Processors with other work by which a run is another one.
+_BUSIER = 0.3
 
 #: Those that a run should not have: ``kproxy bench compare`` ends with 1.
 BAD = frozenset({Became.SLOWER, Became.WORSE, Became.FAILS})
@@ -136,6 +139,11 @@ def _differences(before: Results, after: Results) -> Iterator[Difference]:
     yield from _of_fingerprints(before.fingerprint, after.fingerprint)
     if before.partial or after.partial:
         yield Difference("ended early", before.partial or "no", after.partial or "no")
+    busy = [
+        foreign(row for section in run.sections for row in section.rows) for run in (before, after)
+    ]
+    if abs(busy[0] - busy[1]) > _BUSIER:
+        yield Difference("processors with other work", f"{busy[0]:.1f}", f"{busy[1]:.1f}")
     # The host's is in the fingerprint.
     first, second = (
         next((section.kernel for section in run.sections if section.name == "uml"), "")

@@ -174,31 +174,35 @@ def _kill(node: Node) -> None:
 # --- wipe ---------------------------------------------------------------------------------------
 
 
-def _iptables(variant: str) -> list[Sequence[str]]:
-    """All chains of all tables that modes write in, and what is in them."""
-    return [
-        (f"{tool}-{variant}", "-w", "-t", table, verb)
-        for tool in ("iptables", "ip6tables")
-        for table in ("nat", "filter", "mangle", "raw")
-        for verb in ("-F", "-X")
-    ]
+#: A tool's command line, and what it reads.
+Call = tuple[Sequence[str], bytes]
+
+#: Every table that modes write in, empty: built-in chains without rules, and no others. In one
+#: transaction each, as a daemon that mends would be in the way of several.
+_EMPTY = b"*nat\nCOMMIT\n*filter\nCOMMIT\n*mangle\nCOMMIT\n"
 
 
-def _nft(variant: str) -> list[Sequence[str]]:
-    return [("nft", "flush", "ruleset")]
+def _iptables(variant: str) -> list[Call]:
+    """What ``iptables -F`` and ``-X`` come to, of both families."""
+    return [((f"{tool}-{variant}-restore", "-w"), _EMPTY) for tool in ("iptables", "ip6tables")]
 
 
-def _ipvs(variant: str) -> list[Sequence[str]]:
-    return [("ipvsadm", "-C"), *_iptables(variant)]
+def _nft(variant: str) -> list[Call]:
+    return [(("nft", "flush", "ruleset"), b"")]
 
 
-def _fastpath(variant: str) -> list[Sequence[str]]:
+def _ipvs(variant: str) -> list[Call]:
+    return [(("ipvsadm", "-C"), b""), *_iptables(variant)]
+
+
+def _fastpath(variant: str) -> list[Call]:
     """With the devices go the routes that lead there."""
-    return [*_nft(variant), *[("ip", "link", "delete", each) for each in DEVICES.values()]]
+    lines = "".join(f"link delete {device}\n" for device in DEVICES.values())
+    return [(("ip", "-batch", "-"), lines.encode()), *_nft(variant)]
 
 
 #: Mode -> what somebody types who wants it gone, by the variant of the tools.
-WIPES: Mapping[str, Callable[[str], list[Sequence[str]]]] = {
+WIPES: Mapping[str, Callable[[str], list[Call]]] = {
     "iptables": _iptables,
     "userspace": _iptables,
     "nftables": _nft,
@@ -212,11 +216,11 @@ def wipe(node: Node) -> Seen:
     mode = node.mode()
     known = status.read(mode.state)
     assert known is not None
-    commands = WIPES[mode.mode](known.variant)
+    calls = WIPES[mode.mode](known.variant)
 
     def happens() -> None:
-        for argv in commands:
-            command.run(argv, namespace=node.path.fd("node"), env=mode.environment())
+        for argv, stdin in calls:
+            command.run(argv, stdin=stdin, namespace=node.path.fd("node"), env=mode.environment())
         time.sleep(_REPAIRED)
 
     return watched(node.clients, happens, within=_REPAIRED + 0.5)

@@ -6,6 +6,7 @@ standard input does, so none outlives who started it.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -112,5 +113,10 @@ def obey(orders: Mapping[str, Callable[..., object]]) -> None:
             said: dict[str, object] = {"answer": orders[order.pop("do")](**order)}
         except (OSError, ValueError, LookupError) as error:
             said = {"error": str(error)}
-        sys.stdout.buffer.write(msgspec.json.encode(said) + b"\n")
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(msgspec.json.encode(said) + b"\n")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            # Who asked is gone. What is left in the buffer is for nobody.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return

@@ -25,7 +25,7 @@ from kproxy.errors import KproxyError
 
 #: Seconds between two sections that are said while a group goes on: each is a few hundred kB, and
 #: to write them is the machine's own work.
-_EVERY = 15.0
+_EVERY = 5.0
 
 
 class Line(Value, frozen=True, omit_defaults=True):

@@ -135,14 +135,28 @@ class _Process(Subject):
         config = File(self._folder.name) / self.template
         text = Template((_TEMPLATES / self.template).read_text())
         config.write_text(text.substitute(self._values(path, self._folder.name)))
-        with entered(path.fd("node")):
-            self._process = subprocess.Popen(
-                [tool, *self._arguments(config)],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
+        self._process = self._spawned([tool, *self._arguments(config)])
+        try:
+            for family in Family:
+                await_listener(path, path.node_place(family), self._process)
+        except CheckFailed as failed:
+            words = self._log.read_text(errors="replace").splitlines()
+            raise CheckFailed(
+                f"{failed.what}: {words[-1] if words else 'it said nothing'}", where=failed.where
+            ) from None
+
+    def _spawned(self, argv: list[str]) -> subprocess.Popen[bytes]:
+        """In the node; what it says is kept, for a reload is told of in many lines."""
+        assert self._path is not None
+        with self._log.open("ab") as log, entered(self._path.fd("node")):
+            return subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        for family in Family:
-            await_listener(path, path.node_place(family), self._process)
+
+    @property
+    def _log(self) -> File:
+        assert self._folder is not None
+        return File(self._folder.name) / "log"
 
     def place(self, family: Family) -> Place:
         assert self._path is not None
@@ -222,12 +236,10 @@ class HAProxy(_Process):
 
     def reload(self) -> None:
         """A new process listens beside the old one, then tells it to end with its connections."""
-        assert self._path is not None
         assert self._process is not None
         before = self._process
-        argv = [self._tool(), *before.args[1:], "-sf", str(before.pid)]  # type: ignore[index]
-        with entered(self._path.fd("node")):
-            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+        arguments = before.args[1:]  # type: ignore[index]
+        self._process = self._spawned([self._tool(), *arguments, "-sf", str(before.pid)])
         self._parting.append(before)
 
 

@@ -121,10 +121,6 @@ def _events(measures: Collection[str]) -> tuple[str, ...]:
     return tuple(event for event in survival.EVENTS if event in wanted)
 
 
-def _all_of(*events: str) -> tuple[str, ...]:
-    return tuple(f"{event}-{what}" for event in events for what in ("failed", "gap", "held"))
-
-
 # --- profiles -----------------------------------------------------------------------------------
 
 #: Profile -> what it does on each kernel.
@@ -151,7 +147,7 @@ PROFILES: Mapping[str, Mapping[Kernel, Profile]] = {
                     standing=9.0,
                 ),
                 "programming": Part(
-                    _programming((100, 1000), ()),
+                    _programming((100, 1000), (100, 1000)),
                     rounds=4,
                     each=1.4,
                     measures=("cold-sync", "one-change", "burst"),
@@ -177,11 +173,24 @@ PROFILES: Mapping[str, Mapping[Kernel, Profile]] = {
                     measures=("crr",),
                     standing=8.0,
                 ),
+                "first-packet": Part(
+                    _first_packet((1, 1000), 100),
+                    rounds=4,
+                    each=0.8,
+                    measures=(),
+                    standing=9.0,
+                ),
                 "programming": Part(
-                    _programming((1000,), ()),
+                    _programming((1000,), (1000,)),
                     rounds=2,
                     each=2.5,
                     measures=("cold-sync", "one-change", "burst"),
+                ),
+                "survival": Part(
+                    _survival(every_switch=False),
+                    rounds=1,
+                    each=12.0,
+                    measures=(),
                 ),
             },
             shared=True,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Literal
@@ -122,13 +122,21 @@ class Session:
             seconds=asked.seconds,
             told=lambda step: self._told("host", step),
         )
-        elsewhere: tuple[str, ...] = ()
-        if "uml" in self._asked:
-            elsewhere = ("IPVS is in a section of its own: this kernel has none.",)
+        notes = tuple(filter(None, (self._of_ipvs(present),)))
         self._sections["host"] = lambda: _noted(
-            conductor.section("host", platform.release(), versions), elsewhere
+            conductor.section("host", platform.release(), versions), notes
         )
         conductor.run()
+
+    def _of_ipvs(self, present: Collection[str]) -> str:
+        """Where its figures are when they are not here; "" when nobody wants any, or they are."""
+        if "uml" in self._asked:
+            return "IPVS is in a section of its own: this kernel has none."
+        wanted = set(names(self._request, "host")) & set(_IPVS)
+        lacking = machine.lacking() if self._request.kernel == "auto" else None
+        if not wanted - set(present) or lacking is None:
+            return ""
+        return f"IPVS is not measured in user-mode Linux either: {lacking}."
 
     def _inside(self, asked: Asked) -> None:
         """In user-mode Linux. What ends it early is a reason in the section, as a group's is."""
@@ -157,7 +165,7 @@ def _broken_off(section: Section | None, asked: Asked, reason: str) -> Section:
     absent = tuple(Absent(name, "", reason) for name in asked.subjects if name in _IPVS)
     if section is not None:
         return replace(section, notes=(*section.notes, f"It ended early: {reason}"))
-    return Section("uml", "user-mode Linux", {}, (), (), absent)
+    return Section("uml", "", {}, (), (), absent)
 
 
 # --- what is asked for --------------------------------------------------------------------------

@@ -22,6 +22,9 @@ _STYLES: Mapping[Word, str] = {
     Word.FAILED: "bold red",
 }
 
+#: Processors with other work that a reader has to know of.
+MUCH = 0.3
+
 #: What the columns of costs are.
 _LEGEND = (
     "CPU: processors that the subject's own processes kept busy; kernel: that all else did but "
@@ -56,6 +59,13 @@ def _section(section: Section) -> Iterator[Line]:
     yield Line(f"{words.kernel_name(section)} · {took}", "bold")
     for note in section.notes:
         yield from wrapped(note, "dim")
+    busy = verdicts.foreign(section.rows)
+    if busy > MUCH:
+        yield from wrapped(
+            f"Other work kept {busy:.1f} processors busy meanwhile: the figures are of that as "
+            "well. Run again when the machine is quiet.",
+            "bold yellow",
+        )
     for group in dict.fromkeys(measure.group for measure in section.measures):
         yield Line()
         yield from _group(section, group)
@@ -125,7 +135,7 @@ def title(measure: Measure, point: Point) -> str:
 
 
 def _floor(noise: float | None) -> str:
-    return f"; noise floor {100 * (noise - 1):.2g} %" if noise else ""
+    return f"; noise floor {words.number(100 * (noise - 1), 2)} %" if noise else ""
 
 
 def _subject(said: Said, measure: Measure) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def shown(found: Compared) -> Iterator[Line]:
 
 def _row(section: str, measure: Measure, point: Point, changes: Sequence[Change]) -> Iterator[Line]:
     floor = next((change.floor for change in changes if change.floor), None)
-    noise = f"; noise floor {100 * (floor - 1):.2g} %" if floor else ""
+    noise = f"; noise floor {words.number(100 * (floor - 1), 2)} %" if floor else ""
     kernel = " (user-mode Linux)" if section == "uml" else ""
     yield from wrapped(f"{title(measure, point)}{kernel}{noise}", "underline")
     base = next((f"to {change.base}" for change in changes if change.base), "")

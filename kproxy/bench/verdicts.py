@@ -16,7 +16,7 @@ neither 1.04 nor 1 / 1.04 is a difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from statistics import median
 
@@ -113,6 +113,17 @@ def counted(row: Row) -> tuple[int, int]:
     names = {name for each in row.rounds for name in each}
     counts = [sum(name in each for each in row.rounds) for name in names]
     return (min(counts), max(counts)) if counts else (0, 0)
+
+
+def foreign(rows: Iterable[Row]) -> float:
+    """Processors that other work kept busy while direct routing was measured: what neither it nor
+    client and server used. Near 0.1 on a quiet machine; 0 when it is not known."""
+    shares = [
+        cost.kernel / cost.seconds
+        for row in rows
+        if (cost := row.costs.get(TWINS[0])) is not None and cost.seconds
+    ]
+    return median(shares) if shares else 0.0
 
 
 # --- one subject --------------------------------------------------------------------------------

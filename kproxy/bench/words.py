@@ -87,9 +87,10 @@ GLOSSARY: Mapping[str, str] = {
         "is what is usual, the second what a page that makes a hundred requests will meet."
     ),
     "CPU": (
-        "Seconds of processor time: of the subject's own processes, and of the kernel outside of "
-        "client and server. Given for 10,000 operations or a gigabyte where the measure counts "
-        "such, else for one turn."
+        "Seconds of processor time: of the subject's own processes, and of all else but client and "
+        "server, which is the kernel on the subject's behalf and whatever other work the machine "
+        "had. Given for 10,000 operations or a gigabyte where the measure counts such, else for "
+        "one turn."
     ),
     "memory": (
         "PSS of the subject's own processes, and what the kernel held more than without the "
@@ -135,6 +136,10 @@ HOW: Mapping[str, str] = {
 #: Measure or event -> its name over a picture, where there is no room for its title.
 SHORT: Mapping[str, str] = {
     "crr": "Short connections",
+    "crr-p50": "A short connection, median",
+    "crr-p99": "A short connection, 99th percentile",
+    "connect-p50": "Connecting, median",
+    "first-packet": "First packet",
     "rr": "Requests, kept open",
     "udp": "UDP datagrams",
     "stream1": "One stream",

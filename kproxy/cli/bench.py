@@ -143,9 +143,9 @@ def command(
     check(request)
     if out is not None:
         store.free(out)
-    store.prepare(out or Path())
     if kernel != "uml":  # there everybody is root
         capabilities.require("kproxy bench", *_CAPABILITIES)
+    store.prepare(out or Path())
     pictures.require()
     with ended_once():
         with progress() as told:

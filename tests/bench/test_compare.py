@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from kproxy.bench import profiles, ranks
 from kproxy.bench.compare import Became, Change, Compared, Difference, compared
-from kproxy.bench.results import Measure, Point, Row, Section
+from kproxy.bench.results import Cost, Measure, Point, Row, Section
 from kproxy.bench.rounds import VERDICT_LEVEL, Figure, Round
 from tests.bench.machines import (
     MACHINE,
@@ -292,6 +292,16 @@ def test_what_differs_is_named() -> None:
         Difference("node: net.ipv4.ip_forward", "1", "none"),
     )
     assert compared(before, before).differences == ()
+
+
+def test_a_busier_machine_is_named() -> None:
+    """What else it did while direct routing was measured."""
+    runs = [
+        results([section(replace(row(flat(100.0)), costs={"direct": Cost(1.0, kernel=busy)}))])
+        for busy in (0.1, 1.6)
+    ]
+    assert compared(*runs).differences == (Difference("processors with other work", "0.1", "1.6"),)
+    assert compared(runs[0], runs[0]).differences == ()
 
 
 def test_what_only_one_run_has_is_named() -> None:

@@ -88,7 +88,7 @@ def found(**fields: object) -> Crossed:
         "low": 0.9,
         "high": 1.1,
         "noise": 0.1,
-        "margin": 0.2,
+        "cost": 1.2,
         "rounds": 7,
     }
     return Crossed(**{**usual, **fields})  # type: ignore[arg-type]
@@ -98,19 +98,21 @@ def found(**fields: object) -> Crossed:
     ("fields", "agree"),
     [
         ({}, True),
-        ({"low": 1.15, "ratio": 1.3, "high": 1.4}, True),
-        ({"low": 1.25, "ratio": 1.3, "high": 1.4}, False),
-        ({"low": 1.25, "ratio": 1.3, "high": 1.4, "noise": 0.3}, True),
-        ({"low": 0.6, "ratio": 0.7, "high": 0.8}, False),
-        ({"low": 0.6, "ratio": 0.7, "high": 0.84}, True),
+        ({"low": 1.31, "ratio": 1.4, "high": 1.5}, True),
+        ({"low": 1.33, "ratio": 1.4, "high": 1.5}, False),
+        ({"low": 1.33, "ratio": 1.4, "high": 1.5, "noise": 0.3}, True),
+        ({"low": 1.33, "ratio": 1.4, "high": 1.5, "cost": 1.3}, True),
+        ({"low": 0.6, "ratio": 0.7, "high": 0.9}, False),
+        ({"low": 0.6, "ratio": 0.7, "high": 0.92}, True),
+        ({"low": 0.6, "ratio": 0.7, "high": 0.85, "cost": 0.9}, True),
         ({"low": 0.0, "ratio": 1.1, "high": float("inf"), "noise": float("inf")}, True),
-        ({"low": 0.0, "ratio": 1.3, "high": float("inf"), "noise": float("inf")}, False),
+        ({"low": 0.0, "ratio": 1.6, "high": float("inf"), "noise": float("inf")}, False),
         ({"theirs": Seen(100.0, failed=1)}, False),
     ],
 )
 def test_when_two_agree(fields: dict[str, object], agree: bool) -> None:
-    """The interval comes as near to 1 as the margin or the tool's own noise; too few rounds have no
-    interval and no noise, and what failed agrees with nothing."""
+    """The interval comes as near as the tool's own noise to what lies between 1 and the ratio of
+    the clients' costs; too few rounds have neither, and what failed agrees with nothing."""
     each = found(**fields)
     assert each.agree is agree
     assert ("NOT agree" in str(each)) is not agree
@@ -119,7 +121,7 @@ def test_when_two_agree(fields: dict[str, object], agree: bool) -> None:
 def test_the_table_tells_those_apart() -> None:
     """A line for each, with what is wrong at its end."""
     lines = shown([found(), found(low=2.0, high=3.0), found(ours=Seen(1.0, failed=2))]).split("\n")
-    assert [line.split()[-1] for line in lines[1:]] == ["0.10", "apart", "2"]
+    assert [line.split()[-1] for line in lines[1:]] == ["1.20", "apart", "2"]
 
 
 @pytest.mark.kernel
@@ -132,6 +134,8 @@ def test_each_tool_runs(check: object, monkeypatch: pytest.MonkeyPatch) -> None:
     assert each.failed == 0
     assert each.ours.rate > 0
     assert each.theirs.rate > 0
+    assert each.ours.cost > 0
+    assert each.theirs.cost > 0
 
 
 def test_a_missing_tool_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

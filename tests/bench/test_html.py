@@ -12,11 +12,12 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from msgspec.structs import replace
 
 from kproxy.bench import html, store, verdicts, words
 from kproxy.bench.html.parts import Html, joined, tag
 from kproxy.bench.pictures import planned
-from kproxy.bench.results import Absent, Results
+from kproxy.bench.results import Absent, Cost, Results
 from kproxy.bench.verdicts import Word
 from tests.bench.comparisons import (
     MEASURES,
@@ -211,6 +212,17 @@ def test_nothing_measured_makes_a_page_as_well(tmp_path: Path) -> None:
     assert "interrupted" in _text(root)
     assert "Nothing was measured." in _text(root)
     assert "it broke" in _text(root)
+
+
+@pytest.mark.parametrize(("busy", "warned"), [(0.1, False), (1.7, True)])
+def test_a_disturbed_run_warns(busy: float, warned: bool, tmp_path: Path) -> None:
+    """What other work kept busy while nothing but direct routing was measured is said."""
+    row = make_row("crr", {"direct": 100.0, "nftables": 80.0})
+    row = replace(row, costs={"direct": Cost(seconds=2.0, kernel=2.0 * busy)})
+    root = _parsed(_page(make_results(make_section(rows=(row,))), tmp_path))
+    warnings = [_text(each) for each in root.iter("p") if each.get("class") == "warning"]
+    assert warned == any("Other work kept 1.7 processors busy" in each for each in warnings)
+    assert warned == bool(warnings)
 
 
 def test_markup_is_escaped_unless_it_is_ours() -> None:

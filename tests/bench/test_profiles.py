@@ -68,6 +68,18 @@ def test_measures_are_chosen_by_name(names: tuple[str, ...], found: dict[str, li
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("kernel", ["host", "uml"])
+def test_what_is_asked_for_has_sizes(profile: str, kernel: profiles.Kernel) -> None:
+    """A profile that leaves convergence out still knows with how many services it would be
+    measured; what nobody asks for is not."""
+    for name, at in (("convergence", "_converging"), ("burst", "_sizes")):
+        (job,) = profiles.jobs(asked(profile, name, kernel=kernel))
+        of = {each: getattr(job.group, each) for each in ("_converging", "_sizes")}
+        assert [each for each, sizes in of.items() if sizes] == [at]
+
+
+@pytest.mark.kernel
 def test_a_groups_name_stands_for_its_measures() -> None:
     (job,) = profiles.jobs(asked("quick", "traffic", rounds=2))
     assert tuple(each.name for each in job.measures) == MEASURES["traffic"]

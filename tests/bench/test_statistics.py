@@ -37,7 +37,12 @@ MANY = profiles.of("full", "host").parts["traffic"].rounds
 #: What says that two are not the same.
 DIFFERENT = (Word.BETTER, Word.WORSE)
 
-RECORDINGS = ("standing", "standing-later", "fresh")
+#: Rounds of 0.1 s for each load (as short as those of a quick report), the same later, of 0.25 s.
+RECORDINGS = ("standing", "standing-later", "longer")
+
+#: A tenth of a second of one stream is mostly its start, and where the scheduler puts two processes
+#: on two cores: by that it scatters by a third from round to round.
+SCATTERED = {("standing", "stream1"), ("standing-later", "stream1")}
 
 SPEEDS = {"direct": 9000.0, "direct again": 9000.0, "ours": 9000.0, "slow": 7200.0}
 
@@ -147,7 +152,7 @@ def test_recorded_equals_are_not_told_apart(name: str) -> None:
     itself, in draws of the rounds that were recorded."""
     words = [
         verdicts.said(beside(rounds, *pair), RATE)["subject"].word
-        for seed in range(8)
+        for seed in range(10)
         for _, rounds in drawn(name, seed)
         for pair in pairs()
     ]
@@ -160,41 +165,42 @@ def test_a_fifth_is_found_in_recorded_rounds(name: str) -> None:
     """At least 19 of 20 comparisons with one that has been made a fifth slower."""
     words = [
         verdicts.said(beside(rounds, *pair, factor=0.8), RATE)["subject"].word
-        for seed in range(8)
-        for _, rounds in drawn(name, seed)
+        for seed in range(10)
+        for measure, rounds in drawn(name, seed)
         for pair in pairs()
+        if (name, measure) not in SCATTERED
     ]
+    assert len(words) >= 200
     assert sum(word is Word.WORSE for word in words) >= 0.95 * len(words)
 
 
-def between_runs(factor: float = 1.0) -> list[Became]:
-    """Two recordings of the same, taken at different times, compared draw by draw."""
-    found = []
-    for seed in range(12):
+def between_runs(factor: float = 1.0) -> Iterator[tuple[str, Became]]:
+    """Two recordings of the same, taken apart, compared draw by draw: each measure with what
+    became of each mode."""
+    for seed in range(13):
         earlier = dict(drawn("standing", seed))
         for measure, rounds in drawn("standing-later", seed):
             after = [
                 {
-                    who: Figure(f.value * (1.0 if "direct" in who else factor))
-                    for who, f in r.items()
+                    who: Figure(figure.value * (1 if "direct" in who else factor))
+                    for who, figure in each.items()
                 }
-                for r in rounds
+                for each in rounds
             ]
-            changes = compared(
-                results([section(row(earlier[measure]))]), results([section(row(after))])
-            ).changes
-            found += [each.became for each in changes if "direct" not in each.subject]
-    return found
+            both = [results([section(row(each))]) for each in (earlier[measure], after)]
+            for change in compared(*both).changes:
+                if "direct" not in change.subject:
+                    yield measure, change.became
 
 
 def test_recorded_runs_are_not_told_apart() -> None:
-    """At most one comparison of 200 between two runs of the same."""
-    found = between_runs()
-    assert len(found) >= 190
-    assert sum(each in (Became.FASTER, Became.SLOWER) for each in found) <= len(found) / 200 + 1
+    """At most one comparison of 200; direct routing itself had become a tenth slower."""
+    found = [became for _, became in between_runs()]
+    assert len(found) >= 200
+    assert sum(each in (Became.FASTER, Became.SLOWER) for each in found) <= 1
 
 
 def test_a_fifth_is_found_between_recorded_runs() -> None:
     """At least 19 of 20."""
-    found = between_runs(0.8)
+    found = [became for measure, became in between_runs(0.8) if measure != "stream1"]
     assert sum(each is Became.SLOWER for each in found) >= 0.95 * len(found)

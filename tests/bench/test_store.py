@@ -69,6 +69,10 @@ def test_a_reader_sees_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.Mo
         (store.encode(RESULTS).replace(b'"format": 1', b'"format": 2'), "has format 2"),
         (store.encode(RESULTS)[:-200], "is no result of kproxy bench"),
         (store.encode(RESULTS).replace(b"52000.5", b'"fast"'), "Expected `float`, got `str`"),
+        (
+            store.encode(RESULTS).replace(b'"name":"rate"', b'"name":"other"'),
+            "it does not say what rate is",
+        ),
     ],
 )
 def test_what_is_no_result_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
@@ -104,6 +108,16 @@ def test_no_result_is_overwritten(tmp_path: Path) -> None:
         "kproxy-bench-2026-01-02-2",
         "kproxy-bench-2026-01-02-3",
     ]
+
+
+def test_a_folder_is_tried_before_it_is_needed(tmp_path: Path) -> None:
+    """One that is there, and one that can be made; nothing is left of the trial."""
+    for folder in (tmp_path, tmp_path / "deep" / "down"):
+        store.prepare(folder)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KernelError, match="out: cannot be written: Not a directory"):
+        store.prepare(tmp_path / "file" / "out")
 
 
 def test_the_file_of_an_older_reader(tmp_path: Path) -> None:

@@ -157,6 +157,15 @@ def test_no_round_at_all_is_said() -> None:
     assert "– direct: no veth here" in shown
 
 
+@pytest.mark.parametrize(("kernel", "said"), [(0.2, False), (1.5, True)])
+def test_a_machine_that_was_busy_is_told(kernel: float, said: bool) -> None:
+    """With other work than what was measured."""
+    of = found().sections[0]
+    busy = replace(of.rows[0], costs={"direct": Cost(seconds=2.0, kernel=2 * kernel)})
+    shown = text(terminal.shown(results([replace(of, rows=(busy,))])))
+    assert ("Other work kept 1.5 processors busy" in shown) == said
+
+
 def test_what_is_partial_says_so_first() -> None:
     shown = text(terminal.shown(replace(found(), partial="interrupted")))
     assert shown.startswith("Partial: interrupted.")

@@ -36,6 +36,8 @@ FEW = ("--modes", "iptables-nft", "--peers", "none", "--kernel", "host")
         (["--measures", "crr,speed"], "no measure speed; there are traffic: crr, "),
         (["--rounds", "0"], "--rounds"),
         (["--time", "soon"], "--time"),
+        (["--time", "nan"], "nan is no number of seconds"),
+        (["--time", "1e999"], "inf is no number of seconds"),
         (["--kernel", "other"], "--kernel"),
         (["compare", "/nowhere", "/nowhere"], "/nowhere: cannot be read: No such file"),
         (["compare", "/nowhere"], "AFTER"),
@@ -55,6 +57,16 @@ def test_no_result_is_overwritten(tmp_path: Path) -> None:
     done = kproxy("bench", "--out", str(tmp_path))
     assert done.returncode == 2
     assert "has a result already" in done.stderr
+
+
+@pytest.mark.kernel
+def test_a_folder_that_cannot_be_is_told_before_an_hour_is_spent(tmp_path: Path) -> None:
+    """Whatever is in the way of it."""
+    (tmp_path / "file").write_text("")
+    done = kproxy("bench", "--out", str(tmp_path / "file" / "out"))
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "cannot be written" in done.stderr
 
 
 @pytest.mark.kernel

@@ -178,7 +178,8 @@ def ipvs_traces(lab: LabState) -> list[str]:
     """What only this mode has: virtual servers, its device, its sets."""
     found = [line for line in run(lab, "ipvsadm", "-Sn").splitlines() if line.startswith("-A")]
     found += [line for line in run(lab, "ip", "-o", "link").splitlines() if "kube-ipvs" in line]
-    return found + run(lab, "ipset", "list", "-n").splitlines()
+    sets = run(lab, "ipset", "list", "-n").splitlines()
+    return found + [name for name in sets if "KUBE-" in name]
 
 
 @pytest.mark.ipvs
@@ -187,6 +188,7 @@ def test_to_and_from_ipvs(ipvs_lab: LabState, other: str) -> None:
     """As between the others: virtual servers come beside rules and go without a trace, and no
     connection of either kind ends with them."""
     name = str(lifecycle.mode_of(other))
+    switching.switch(IPVS_LAB, lifecycle.mode_of("ipvs"))
     place = (cluster_ip_of(IPVS_LAB), 80)
     for old, new in (("ipvs", name), (name, "ipvs")):
         with (
@@ -198,7 +200,8 @@ def test_to_and_from_ipvs(ipvs_lab: LabState, other: str) -> None:
         assert (done.before, done.now) == (old, new)
         assert outcome.survived == outcome.connections
         assert clients.count
-        assert clients.failures == []
+        log = daemons.proxy_log(IPVS_LAB, NODE).read_text()
+        assert clients.failures == [], f"{old} to {new}: {log[-2000:]}"
         assert bool(ipvs_traces(ipvs_lab)) == (new == "ipvs")
         assert state.load(IPVS_LAB).mode_of(NODE)[0] == new.partition("-")[0]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kproxy import logs
 from kproxy.backends.base import Applied
 from kproxy.backends.ipvs import host, refusal, sets, sysctls
-from kproxy.backends.ipvs.chains import LAYOUT
+from kproxy.backends.ipvs.chains import LAYOUT, SERVICES
 from kproxy.backends.ipvs.cleanup import clean
 from kproxy.backends.ipvs.departure import depart
 from kproxy.backends.ipvs.diff import Leaving, Patch, diff, leaving
@@ -28,6 +28,7 @@ from kproxy.backends.ipvs.plan import loopback_target
 from kproxy.backends.ipvs.render import Desired, render
 from kproxy.backends.xtables import ruleset
 from kproxy.backends.xtables.door import tool
+from kproxy.backends.xtables.rules import Table
 from kproxy.backends.xtables.saved import parse
 from kproxy.backends.xtables.script import Tally, chunks
 from kproxy.backends.xtables.variant import Variant
@@ -79,6 +80,9 @@ class IpvsBackend:
         self._desired: Desired | None = None
         #: What was read and not yet looked through for what drains.
         self._found: Held | None = None
+        #: Another mode serves by a chain that is this mode's as well (KUBE-SERVICES of iptables
+        #: mode): it is rewritten when servers and addresses stand, and not before.
+        self._beside = False
         if told is None:
             told = TOLD if door is None else Told()
         self._knobs = Knobs(self.door, family, told)
@@ -125,6 +129,9 @@ class IpvsBackend:
             hosts=self._hosts(),
         )
         self._found = found
+        services = found.rules.chains.get((Table.NAT, SERVICES))
+        # The device may be there already, made for the other family a moment ago.
+        self._beside = not found.addresses and bool(services)
         return found
 
     def _hosts(self) -> frozenset[str]:
@@ -158,15 +165,15 @@ class IpvsBackend:
         self._knobs.set(patch)
         door, counter = self.door, Tally()
         self._put_members(patch)
-        if patch.rules:
-            try:
-                door.restore(chunks(counter.count(ruleset.call(patch.rules))))
-            except CommandError as error:
-                raise refusal.of_rules(error) from error
+        beside, self._beside = self._beside, False
+        if not beside:
+            self._put_rules(patch, counter)
         self._order(patch)
         # An empty set of addresses is still to have its device: rules and cleanup know it by that.
         if patch.bound or patch.device:
             refusal.raise_for_addresses(door.bind(patch.bound), patch)
+        if beside:
+            self._put_rules(patch, counter)
         if patch.unbound:
             refusal.raise_for_addresses(door.unbind(patch.unbound), patch)
         self._remove(patch)
@@ -183,6 +190,14 @@ class IpvsBackend:
             tables=tuple(sorted(counter.tables.items())),
             transactions=counter.commits,
         )
+
+    def _put_rules(self, patch: Patch, counter: Tally) -> None:
+        if not patch.rules:
+            return
+        try:
+            self.door.restore(chunks(counter.count(ruleset.call(patch.rules))))
+        except CommandError as error:
+            raise refusal.of_rules(error) from error
 
     def _put_members(self, patch: Patch) -> None:
         made = {each.name: each.kind for each in patch.sets if each.make}

@@ -28,7 +28,7 @@ from kproxy.kernel.ipvs_connections import carried
 _log = logs.get("ipvs")
 
 #: Seconds for the kernel to end connections whose servers are gone, and between two looks.
-_ENDED_WITHIN, _LOOK = 1.0, 0.005
+_ENDED_WITHIN, _LOOK = 3.0, 0.005
 
 #: Packets of TCP connections that conntrack does not know.
 _LOST = "-p tcp -m tcp ! --syn -m conntrack --ctstate NEW -j DROP"

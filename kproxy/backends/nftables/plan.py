@@ -8,8 +8,8 @@ from functools import cache
 from ipaddress import collapse_addresses, ip_network
 
 from kproxy.backends.nftables import elements
-from kproxy.backends.nftables.elements import CLUSTER_IPS, HAIRPIN, RESTRICTED, SOURCES, Record
-from kproxy.backends.nftables.rules import REFUSE, Pick, Spec, Treat, Way, way_of
+from kproxy.backends.nftables.elements import CLUSTER_IPS, HAIRPIN, RESTRICTED, Record
+from kproxy.backends.nftables.rules import REFUSE, Fence, Pick, Spec, Treat, Way, way_of
 from kproxy.backends.nftables.seats import NO_PAST, Past, Place, Seats, Slots, in_order, seated
 from kproxy.core.objects import PortName, TrafficPolicy, Value
 from kproxy.core.policy import Client, Entry, Use, Verdict, treatment, verdict
@@ -183,11 +183,16 @@ class _Maker:
         self._add(f"{pick.prefix}known", *elements.entries(known, list(ids)))
 
     def _restrict(self, key: bytes) -> None:
-        self._add(RESTRICTED.name, elements.member(key))
-        # Ranges within each other would be refused.
+        # Ranges within each other are more elements than they need be.
         ranges = [ip_network(text) for text in permitted(self._plan, self._settings)]
-        for range_ in collapse_addresses(ranges):  # type: ignore[type-var]
-            self._add(SOURCES.name, elements.source(key, str(range_)))
+        found = list(collapse_addresses(ranges))  # type: ignore[type-var]
+        fence = Fence(tuple(sorted({range_.prefixlen for range_ in found})))
+        if 0 in fence.lengths:
+            return
+        self.specs.add(fence)
+        self._add(RESTRICTED.name, elements.way(key, fence.name))
+        for range_ in found:
+            self._add(*elements.source(key, str(range_)))
 
 
 def _name(name: PortName) -> int:

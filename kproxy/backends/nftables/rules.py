@@ -7,7 +7,9 @@ and way of choosing among them (:class:`Pick`), with what happens to the source 
 
 from __future__ import annotations
 
+import hashlib
 from enum import Enum, StrEnum
+from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -18,6 +20,9 @@ from kproxy.backends.nftables.elements import (
     MOST_CLIENTS,
     NODE_PORT,
     SERVICE,
+    SOURCES,
+    WHOLE_SOURCES,
+    bit_behind,
 )
 from kproxy.core.objects import Family, TrafficPolicy, Value
 from kproxy.core.policy import Client, Entry, Treatment, treatment
@@ -58,8 +63,6 @@ class When(Enum):
     FROM_NODE = "from the node itself"
     TO_NODE = "to an address on which node ports answer"
     UNTRANSLATED = "not led to an endpoint by anybody"
-    RESTRICTED = "to a load-balancer address for some sources only"
-    NOT_PERMITTED = "from another source"
     CLUSTER_IP = "to a cluster IP"
     NOT_STEERED = "not led to fastpath's engine"
     TCP = "of TCP"
@@ -71,6 +74,12 @@ class ToRange(Value, frozen=True):
     """The destination is in a range."""
 
     cidr: str
+
+
+class Permitted(Value, frozen=True):
+    """The source is in a permitted range with a prefix of ``length`` bits."""
+
+    length: int
 
 
 class Do(Enum):
@@ -124,7 +133,7 @@ class Stay(Value, frozen=True):
     pick: Pick
 
 
-Condition = When | ToRange
+Condition = When | ToRange | Permitted
 Action = Do | Go | Ask | Choose | Stay
 
 
@@ -192,7 +201,26 @@ class Treat(Value, frozen=True):
         return f"{'node-' * self.pick.node}{self.way}-{self.pick.words}"
 
 
-Spec = Pick | Treat
+class Fence(Value, frozen=True):
+    """Who may come in: sources in ranges with prefixes of these lengths."""
+
+    lengths: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        words = "-".join(map(str, self.lengths)) or "nobody"
+        # nf_tables has room for 255 bytes.
+        return f"fence-{words if len(words) < _LONGEST else _digest(words)}"
+
+
+_LONGEST = 100
+
+
+def _digest(words: str) -> str:
+    return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
+
+
+Spec = Pick | Treat | Fence
 
 _POLICIES = {
     Way.INSIDE: (Entry.INTERNAL, TrafficPolicy.CLUSTER),
@@ -215,6 +243,9 @@ def treated(settings: NodeSettings, way: Way, client: Client) -> Treatment:
 
 def chain_of(spec: Spec, frame: Frame) -> Chain:
     """The chain of its name."""
+    if isinstance(spec, Fence):
+        rules = [Rule((Permitted(length),), (Do.RETURN,)) for length in spec.lengths]
+        return Chain(spec.name, (*rules, Rule((), (Do.DROP,))))
     rules = _pick(spec, frame) if isinstance(spec, Pick) else _treat(spec, frame)
     return Chain(spec.name, tuple(rules))
 
@@ -264,6 +295,8 @@ _TOGETHER = 16
 
 def together(spec: Spec) -> list[Spec]:
     """The same for other numbers of slots, which are likely to be next."""
+    if isinstance(spec, Fence):
+        return []
     pick = spec if isinstance(spec, Pick) else spec.pick
     first = pick.size // _TOGETHER * _TOGETHER
     picks = [replace(pick, size=size) for size in range(first, first + _TOGETHER)]
@@ -292,7 +325,7 @@ def base(frame: Frame) -> tuple[Chain, ...]:
     strangers += [Rule((ToRange(cidr), When.NOT_STEERED), (Do.DROP,)) for cidr in frame.ranges]
     return (
         Chain(REFUSE, (Rule((When.TCP,), (Do.RESET,)), Rule((), (Do.REFUSE,)))),
-        Chain("sources", (Rule((When.RESTRICTED, When.NOT_PERMITTED), (Do.DROP,)),)),
+        Chain("sources", (Rule((), (Ask("restricted"),)),)),
         Chain("services", (
             Rule((), (Ask("ways"),)),
             Rule((When.TO_NODE,), (Ask("node-ways"),)),
@@ -330,6 +363,8 @@ def _condition(one: Condition, frame: Frame) -> str:
     word = WORD[frame.family]
     if isinstance(one, ToRange):
         return f"{word} daddr {one.cidr}"
+    if isinstance(one, Permitted):
+        return f"{SERVICE.format(ip=word)} . {_permitted(one.length, frame.family)}"
     if one is When.POD:
         return _pod(frame)
     if one is When.TO_NODE:
@@ -343,14 +378,23 @@ _CONDITIONS = {
     When.NEW: "ct state new",
     When.FROM_NODE: "fib saddr type local",
     When.UNTRANSLATED: "ct status and dnat == 0",
-    When.RESTRICTED: f"{SERVICE} @restricted",
-    When.NOT_PERMITTED: f"{SERVICE} . {{ip}} saddr != @sources",
     When.CLUSTER_IP: "{ip} daddr @cluster-ips",
     When.NOT_STEERED: f"meta mark and {TO_ENGINE:#x} == 0",
     When.TCP: "meta l4proto tcp",
     When.HAIRPIN: "ct status dnat {ip} saddr . {ip} daddr @hairpin",
     When.MARKED: "meta mark and {mark} == {mark}",
 }
+
+
+def _permitted(length: int, family: Family) -> str:
+    """The source as its set has it."""
+    source = f"{WORD[family]} saddr"
+    whole = ip_network(f"{'0.0.0.0' if family is Family.IPV4 else '::'}/{length}")
+    behind = bit_behind(length, whole.max_prefixlen)
+    if not behind:
+        return f"{source} @{WHOLE_SOURCES.name}"
+    bit = ip_address(behind.to_bytes(whole.max_prefixlen // 8))
+    return f"{source} and {whole.netmask} or {bit} @{SOURCES.name}"
 
 
 def _pod(frame: Frame) -> str:
@@ -432,9 +476,8 @@ def skeleton(frame: Frame) -> str:
     lines = [f"add table {table}"]
     for kind in KINDS.values():
         types = kind.types.format(ip=word, name="ct mark" if v4 else "meta priority")
-        flags = " flags interval;" if kind.interval else ""
         word_ = "map" if kind.map else "set"
-        lines.append(f"add {word_} {table} {kind.name} {{ typeof {types};{flags} }}")
+        lines.append(f"add {word_} {table} {kind.name} {{ typeof {types}; }}")
     client = f"{word} saddr . ct mark" if v4 else "ct mark"
     more = f"flags dynamic,timeout; size {MOST_CLIENTS};"
     lines.append(f"add map {table} {AFFINITY} {{ typeof {client} : meta priority; {more} }}")

@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_network
 
 import msgspec
 
-from kproxy.backends.nftables.elements import DROP, KINDS, Element, unpack
+from kproxy.backends.nftables.elements import DROP, KINDS, NODE_ADDRESSES, Element, source, unpack
 from kproxy.backends.nftables.render import Desired
 from kproxy.backends.nftables.rules import (
     Action,
@@ -21,6 +21,7 @@ from kproxy.backends.nftables.rules import (
     Condition,
     Do,
     Go,
+    Permitted,
     Pick,
     Stay,
     Step,
@@ -185,24 +186,23 @@ class Walker:
     def _holds(self, one: Condition, packet: Packet, state: _State) -> bool:
         if isinstance(one, ToRange):
             return ip_address(state.destination) in ip_network(one.cidr)
-        key = (state.destination, packet.protocol, state.port)
+        if isinstance(one, Permitted):
+            prefix = f"{ip_address(packet.source)}/{one.length}"
+            range_ = ip_network(prefix, strict=False)
+            name, record = source(b"", str(range_))
+            (place,) = unpack(NODE_ADDRESSES, record, self._frame.family).key
+            key = (state.destination, packet.protocol, state.port)
+            return (*key, place) in self._maps[name]
         if one is When.POD:
             return self._from_pod(packet)
         if one is When.TO_NODE:
             if self._frame.every_address:
                 return state.destination in self._local and not _loopback(state.destination)
             return (state.destination,) in self._maps["node-addresses"]
-        if one is When.NOT_PERMITTED:
-            source = ip_address(packet.source)
-            return not any(
-                element.key[:3] == key and source in ip_network(str(element.key[3]))
-                for element in self._maps["sources"].values()
-            )
         return {
             When.NEW: True,
             When.FROM_NODE: packet.source in self._local or _loopback(packet.source),
             When.UNTRANSLATED: not state.translated,
-            When.RESTRICTED: key in self._maps["restricted"],
             When.CLUSTER_IP: (state.destination,) in self._maps["cluster-ips"],
             # While this mode stands alone.
             When.NOT_STEERED: True,

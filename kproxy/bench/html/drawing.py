@@ -11,7 +11,7 @@ _WIDTH, _HEIGHT = 860, 250
 #: Namespaces from left to right: name -> (x, lines within).
 _BOXES = {
     "client": (20, ("load generator", "connects, asks, counts")),
-    "node": (310, ("the subject: rules, a relay,", "an engine – or nothing (direct)")),
+    "node": (310, ("the subject: rules, a relay,", "an engine; direct: nothing")),
     "pod": (600, ("server", "answers")),
 }
 #: For whoever draws without the page's style sheet.

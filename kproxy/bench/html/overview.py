@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 
 from kproxy.bench import headlines, verdicts, words
@@ -12,6 +12,10 @@ from kproxy.bench.results import Measure, Section
 from kproxy.bench.verdicts import TWINS, Said, Word
 
 # --- all measures at once -----------------------------------------------------------------------
+
+
+#: Verdicts that take no side -> how a cell says so.
+_MARKS: Mapping[Word, str] = {Word.NONE: "≈", Word.NOISE: "~", Word.FEW: "?"}
 
 
 def glance(section: Section) -> Html | None:
@@ -40,7 +44,9 @@ def glance(section: Section) -> Html | None:
     caption = joined(
         tag("strong", "At a glance"),
         " – medians, and below them ratios to the base; measures with several points by their "
-        "hardest.",
+        "hardest. ",
+        ", ".join(f"{mark}: {word}" for word, mark in _MARKS.items()),
+        ".",
     )
     return table(caption, ["", *names], [tag("tbody", lines)], class_="glance")
 
@@ -56,9 +62,9 @@ def _glimpse(about: Said | None, measure: Measure) -> Html:
     said = f"×{words.number(ratio)}" if ratio is not None and isfinite(ratio) else ""
     if about.word is Word.BASE:
         said = "base"
-    if about.word in (Word.NONE, Word.NOISE, Word.FEW):
-        said += f" ({about.word})"
-    return tag("td", figure, tag("small", said) if said else "", class_=class_)
+    mark = _MARKS.get(about.word)
+    marked = ["\u00a0", tag("abbr", mark, title=str(about.word))] if mark else []
+    return tag("td", figure, tag("small", said, marked) if said else "", class_=class_)
 
 
 # --- who, where, how much noise -----------------------------------------------------------------
@@ -112,24 +118,27 @@ def subjects(section: Section) -> Html:
 
 
 def absent(section: Section) -> Html | None:
-    """Who has no figure of what, and why: one line for each reason."""
+    """Who has no figure of what, and why: those with the same reason in one line."""
     names = [measure.name for measure in section.measures]
-    reasons: dict[tuple[str, str], list[str]] = {}
+    measures: dict[tuple[str, str], list[str]] = {}
     for each in section.absent:
-        reasons.setdefault((each.subject, each.reason), []).append(each.measure)
+        measures.setdefault((each.subject, each.reason), []).append(each.measure)
+    subjects: dict[tuple[str, str], list[str]] = {}
+    for (subject, reason), of in measures.items():
+        subjects.setdefault((_of(of, names), reason), []).append(subject)
     lines = [
         tag(
             "tr",
-            tag("th", subject, scope="row"),
-            tag("td", _of(measures, names)),
+            tag("th", ", ".join(words.ordered(who)), scope="row"),
+            tag("td", of_what),
             tag("td", reason),
         )
-        for (subject, reason), measures in reasons.items()
+        for (of_what, reason), who in subjects.items()
     ]
     if not lines:
         return None
     caption = tag("strong", "What was not measured, and why")
-    return table(caption, ("subject", "measures", "reason"), [tag("tbody", lines)])
+    return table(caption, ("subjects", "measures", "reason"), [tag("tbody", lines)])
 
 
 def _of(measures: Sequence[str], every: Sequence[str]) -> str:

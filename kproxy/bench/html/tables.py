@@ -110,7 +110,7 @@ def measured(section: Section, measure: Measure) -> Html:
     ]
     bodies = [_body(row, measure, said, shown) for row, said in zip(rows, found)]
     heads = ["subject", *(head for head, _, _ in shown)]
-    return table(_caption(measure), heads, bodies)
+    return table(_caption(measure), heads, bodies, class_="figures")
 
 
 def _caption(measure: Measure) -> Html:
@@ -180,11 +180,17 @@ def survived(section: Section) -> list[Html]:
         )
         for event in events
     ]
+    gaps = [
+        parts["gap"]
+        for event in events
+        for parts in headlines.noticed(section, event).values()
+        if "gap" in parts
+    ]
     heads = (
         "subject",
         "new connections that failed",
         "longest silence, median",
-        "its range",
+        f"its interval{_levels(gaps)}",
         "held connections that broke",
         "rounds",
     )
@@ -192,7 +198,7 @@ def survived(section: Section) -> list[Html]:
         tag("strong", "What clients notice"),
         " – lower is better. Failures are those of all rounds together.",
     )
-    return [table(caption, heads, bodies), *_switches(section)]
+    return [table(caption, heads, bodies, class_="figures"), *_switches(section)]
 
 
 def _event_title(event: str) -> str:
@@ -254,7 +260,7 @@ def _switches(section: Section) -> list[Html]:
         " – from the mode of the line to that of the column: longest silence, median of the "
         "rounds, and what was lost.",
     )
-    return [table(caption, ["from \\ to", *targets], [body])]
+    return [table(caption, ["from \\ to", *targets], [body], class_="figures")]
 
 
 def _switch(parts: Mapping[str, Said] | None) -> Html:

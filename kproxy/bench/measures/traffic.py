@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from kproxy.bench import measure
 from kproxy.bench import subjects as _subjects
 from kproxy.bench.load import Kind, Load, Result
+from kproxy.bench.measure import Taken
 from kproxy.bench.measures.base import Reading
 from kproxy.bench.results import Absent, Cost, Measure, Point, Unit
 from kproxy.bench.rounds import Figure
@@ -35,6 +36,17 @@ SHORT, KEPT, SOCKETS = 16, 64, 64
 
 #: Seconds that nothing is counted of: at most, and as a share of those that count.
 _WARMUP, _WARMUP_SHARE = 0.3, 0.25
+
+#: How often a load is made of which nothing was answered, and how much longer each time.
+_TRIES, _LONGER = 4, 4
+
+#: How much of a load has arrived; bytes of an answer that is not whole are no answer.
+_ARRIVED: Mapping[Kind, Callable[[Result], float]] = {
+    Kind.CRR: lambda result: result.completed,
+    Kind.RR: lambda result: result.completed,
+    Kind.STREAM: lambda result: result.bytes_in,
+    Kind.UDP: lambda result: result.received_datagrams,
+}
 
 
 class Shown(Value, frozen=True):
@@ -224,15 +236,8 @@ def _timed(load: Load, seconds: float) -> Load:
 
 
 def _taken(standing: Standing, load: Load, shown: Sequence[Shown]) -> dict[Point, Reading]:
-    taken = measure.on(*standing, load)
+    taken = _answered(standing, load)
     result = taken.result
-    # Bytes of an answer that was not whole are no answer.
-    bulk = load.kind in (Kind.STREAM, Kind.UDP)
-    if not (result.completed or (bulk and (result.bytes_in or result.received_datagrams))):
-        failures = ", ".join(f"{count} {kind}" for kind, count in result.failures.items())
-        raise CheckFailed(
-            f"nothing was answered ({failures or 'and nothing failed'})", where=str(load)
-        )
     cost = Cost(
         seconds=taken.seconds, proxy=taken.cpu, kernel=taken.others, memory=taken.memory.pss
     )
@@ -244,3 +249,17 @@ def _taken(standing: Standing, load: Load, shown: Sequence[Shown]) -> dict[Point
         )
         for each in shown
     }
+
+
+def _answered(standing: Standing, load: Load) -> Taken:
+    """A load of which something was answered. One that fell into a moment in which the machine did
+    something else, so that nothing was and nothing failed, is made again and longer: it says
+    nothing about the subject. CheckFailed: nothing is answered all the same."""
+    for seconds in (load.seconds * _LONGER**at for at in range(_TRIES)):
+        taken = measure.on(*standing, replace(load, seconds=seconds))
+        if _ARRIVED[load.kind](taken.result):
+            return taken
+        if taken.result.failed:
+            break
+    failures = ", ".join(f"{count} {kind}" for kind, count in taken.result.failures.items())
+    raise CheckFailed(f"nothing was answered ({failures or 'and nothing failed'})", where=str(load))

@@ -36,7 +36,7 @@ def draw(canvas: style.Canvas, picture: Picture) -> None:
     for axes, row in zip(panels, rows):
         found = sayings.said(row, picture.section)
         _panel(axes, row, measures[row.point.measure], found, places)
-    panels[0].set_yticks([places[name] for name in names], names)
+    panels[0].set_yticks([places[name] for name in names], [style.label(name) for name in names])
     # A few bars alone would be as thick as walls.
     panels[0].set_ylim(max([*places.values(), _SLOTS]) + 0.6, -0.6)
     for axes in panels:

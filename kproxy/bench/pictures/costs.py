@@ -38,11 +38,11 @@ def draw(canvas: style.Canvas, picture: Picture) -> None:
         _title(axes, words.SHORT.get(row.point.measure, row.point.measure), f"CPU for {bought}")
     _panel(panels[-1], _most(rows, picture), places, _memory, "B")
     _title(panels[-1], "Memory", "while it carried them")
-    panels[0].set_yticks([places[name] for name in names], names)
+    panels[0].set_yticks([places[name] for name in names], [style.label(name) for name in names])
     panels[0].set_ylim(max(places.values(), default=0) + 0.6, -0.6)
     canvas.note(
-        "Dark: the subject's own processes. Light: the kernel, on whoever's behalf, without client "
-        "and server. Medians of the rounds."
+        "Dark: the subject's own processes. Light: all else but client and server, which is the "
+        "kernel and whatever other work the machine had. Medians of the rounds."
     )
 
 

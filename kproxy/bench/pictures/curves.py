@@ -97,8 +97,7 @@ def _legend(canvas: style.Canvas, axes: Axes, shown: Mapping[str, Mapping[int, i
             color=style.look(name).colour,
             linestyle=style.dashes(name),
             linewidth=3,
-            label=f"{name}\n{words.quantity(histograms[name].percentile(50), 's', 2)}, "
-            f"p99 {words.quantity(histograms[name].percentile(99), 's', 2)}",
+            label=f"{style.label(name)}\n{_percentiles(histograms[name])}",
         )
         for name in names
     ]
@@ -114,3 +113,8 @@ def _legend(canvas: style.Canvas, axes: Axes, shown: Mapping[str, Mapping[int, i
         labelspacing=0.55,
         handlelength=1.9,
     )
+
+
+def _percentiles(waits: Histogram) -> str:
+    usual, slow = (words.quantity(waits.percentile(share), "s", 2) for share in (50, 99))
+    return f"{usual}, p99 {slow}"

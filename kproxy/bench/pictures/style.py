@@ -63,6 +63,9 @@ _STRANGER = Look("#44475a", "*", "peer")
 
 _DARKER = 0.72
 
+#: Letters of a name that there is room for.
+_LETTERS = 16
+
 #: Points between a panel and the names of its lines.
 _BESIDE = 14
 
@@ -98,6 +101,11 @@ _STYLE: Any = {
 
 def look(subject: str) -> Look:
     return LOOKS.get(subject, _STRANGER)
+
+
+def label(subject: str) -> str:
+    """Its name, cut where it is longer than any of ours: a user's peer may be called anything."""
+    return subject if len(subject) <= _LETTERS else f"{subject[: _LETTERS - 1]}…"
 
 
 def ink(subject: str) -> str:
@@ -273,7 +281,7 @@ def name_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], *, size: floa
         names, points, apart([y for _, y in points], gap, 0.0, 1.0), strict=True
     ):
         axes.annotate(
-            name,
+            label(name),
             xy=(x, y),
             xytext=(beside, place),
             xycoords="axes fraction",

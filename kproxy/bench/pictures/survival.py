@@ -36,7 +36,7 @@ def draw(canvas: style.Canvas, picture: Picture) -> None:
     for axes, event in zip(panels, [event for event in EVENTS if event in events]):
         _panel(axes, words.SHORT[event], events[event], names, scale)
         _ticks(axes, scale, step=2 if len(events) > 3 else 1)
-    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_yticks(range(len(names)), [style.label(name) for name in names])
     # A few bars alone would be as thick as walls.
     panels[0].set_ylim(max(len(names), 5) - 0.45, -0.62)
     canvas.note(

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from kproxy.backends.nftables.elements import KINDS, text, unpack
 from kproxy.backends.nftables.plan import CHOICE_ANNOTATION, Block, block
 from kproxy.backends.nftables.render import always, render
+from kproxy.backends.nftables.rules import Fence
 from kproxy.backends.nftables.walk import Fate, Outcome, Packet, Walker
 from kproxy.core.objects import Family
 from tests.backends.iptables.plans import LOCAL, port, settings, snapshot, successor, weighed
@@ -99,12 +100,25 @@ def test_the_choice_can_be_the_clients() -> None:
 
 
 def test_a_restricted_address_names_its_sources() -> None:
-    """Ranges that are within each other become one."""
-    ranges = ("203.0.113.0/25", "203.0.113.0/24")
-    plan = replace(port(ways="l", restricted=True), source_ranges=ranges)
-    made = block(plan, settings())
-    assert texts(made, "restricted") == ["203.0.113.7 . tcp . 80"]
-    assert texts(made, "sources") == ["203.0.113.7 . tcp . 80 . 203.0.113.0/24"]
+    """Ranges that are within each other become one; the chain asks for the lengths that there are.
+    Everything restricts nobody."""
+    plan = port(ways="l", restricted=True)
+    made = block(replace(plan, source_ranges=("203.0.113.0/25", "203.0.113.0/24")), settings())
+    assert texts(made, "restricted") == ["203.0.113.7 . tcp . 80 : goto fence-24"]
+    assert texts(made, "sources") == ["203.0.113.7 . tcp . 80 . 203.0.113.128"]
+    made = block(replace(plan, source_ranges=("192.0.2.1/32", "10.0.0.0/8")), settings())
+    assert texts(made, "restricted") == ["203.0.113.7 . tcp . 80 : goto fence-8-32"]
+    made = block(replace(plan, source_ranges=("0.0.0.0/1", "128.0.0.0/1")), settings())
+    assert texts(made, "restricted") == texts(made, "sources") == []
+    made = block(replace(plan, source_ranges=()), settings())
+    assert texts(made, "restricted") == ["203.0.113.7 . tcp . 80 : goto fence-nobody"]
+
+
+def test_a_fence_of_many_lengths_has_a_name_that_fits() -> None:
+    """Nothing that a Service says makes a name too long for the kernel."""
+    names = {Fence(tuple(range(1, last))).name for last in range(2, 129)}
+    assert len(names) == 127
+    assert max(map(len, names)) < 128
 
 
 def test_what_is_shared_is_counted() -> None:

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
-from kproxy.bench import headlines, pictures, terminal, verdicts, words
+from kproxy.bench import headlines, pictures, words
 from kproxy.bench.html import drawing, overview, tables
 from kproxy.bench.html.parts import Html, joined, table, tag
-from kproxy.bench.pictures import Picture
+from kproxy.bench.pictures import Picture, sayings
 from kproxy.bench.results import Results, Section
 
 NAME = "report.html"
@@ -155,7 +155,7 @@ def _section(section: Section, drawn: dict[tuple[str, str], list[Picture]], fold
         "section",
         tag("h2", _section_title(section)),
         tag("p", f"Measured in {words.duration(section.seconds)}.", class_="meta"),
-        _disturbed(section),
+        tag("p", busy, class_="warning") if (busy := sayings.disturbed(section)) else "",
         tag("ul", [tag("li", note) for note in notes], class_="note") if notes else "",
         _short(section),
         overview.subjects(section) if section.subjects else "",
@@ -167,18 +167,6 @@ def _section(section: Section, drawn: dict[tuple[str, str], list[Picture]], fold
         overview.noise(section) or "",
         id=section.name,
         class_=section.name,
-    )
-
-
-def _disturbed(section: Section) -> Html | str:
-    """A warning when other work took part in the figures."""
-    busy = verdicts.foreign(section.rows)
-    if busy <= terminal.MUCH:
-        return ""
-    return tag(
-        "p",
-        f"Other work kept {busy:.1f} processors busy meanwhile: the figures are of that as well.",
-        class_="warning",
     )
 
 

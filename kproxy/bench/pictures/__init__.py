@@ -15,6 +15,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kproxy.bench.pictures import sayings
 from kproxy.bench.pictures.plan import Picture, planned
 from kproxy.bench.results import Results
 from kproxy.errors import MachineError
@@ -47,6 +48,8 @@ def _drawn(picture: Picture, path: Path) -> Path:
 
     with style.Canvas(picture.title, picture.subtitle) as canvas:
         _draw(canvas, picture)
+        if busy := sayings.disturbed(picture.section):
+            canvas.note(busy)
         canvas.save(path)
     return path
 

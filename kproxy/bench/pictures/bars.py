@@ -132,6 +132,8 @@ def _bar(
         linewidth=0,
         zorder=3,
     )
+    if low == high:
+        return
     shown = min(high, longest)
     axes.plot([low, shown], [place, place], color=style.INK, linewidth=1.8, zorder=5)
     for end in {low, shown} - ({shown} if high > longest else set()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from kproxy.bench import verdicts, words
+from kproxy.bench import terminal, verdicts, words
 from kproxy.bench.results import Row, Section
 from kproxy.bench.rounds import VERDICT_LEVEL
 from kproxy.bench.verdicts import Said, Word
@@ -55,6 +55,14 @@ def round_counts(rows: Iterable[Row]) -> str:
     counted = [verdicts.counted(row) for row in rows] or [(0, 0)]
     least, most = min(low for low, _ in counted), max(high for _, high in counted)
     return words.plural(most, "round") if least == most else f"{least} to {most} rounds"
+
+
+def disturbed(section: Section) -> str:
+    """A sentence about other work that took part in the figures; "" when there was little."""
+    busy = verdicts.foreign(section.rows)
+    if busy <= terminal.MUCH:
+        return ""
+    return f"Other work kept {busy:.1f} processors busy meanwhile: the figures are of that as well."
 
 
 def failed(about: Said) -> bool:

@@ -51,11 +51,11 @@ LOOKS: Mapping[str, Look] = {
     "iptables-nft": Look("#0072b2", "v"),
     "nftables": Look("#56b4e9", "D"),
     "fastpath": Look("#009e73", "s"),
-    "ipvs": Look("#cc79a7", "X"),
+    "ipvs": Look("#cc79a7", "p"),
     "haproxy": Look("#332288", "<", "peer"),
     "nginx": Look("#6f7d1c", ">", "peer"),
     "nft-dnat": Look("#882255", "d", "peer"),
-    "ipvsadm": Look("#aa4499", "p", "peer"),
+    "ipvsadm": Look("#aa4499", "8", "peer"),
     "relay": Look("#8c5a2b", "h", "peer"),
 }
 #: Of whom the table does not know, a user's own peer for one.

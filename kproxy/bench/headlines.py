@@ -62,7 +62,10 @@ def subjects_of(row: Row) -> set[str]:
 
 def point_words(row: Row, measure: Measure) -> str:
     """``10,000 services, the last service``; "" where a measure has one point."""
-    parts = [] if row.point.at is None else [f"{words.count(row.point.at)} {measure.axis}".strip()]
+    parts = []
+    if row.point.at is not None:
+        axis = measure.axis.removesuffix("s") if row.point.at == 1 else measure.axis
+        parts.append(f"{words.count(row.point.at)} {axis}".strip())
     if row.point.where:
         parts.append(words.PLACES.get(row.point.where, row.point.where))
     return ", ".join(parts)
@@ -92,7 +95,12 @@ def _compared(measure: Measure, row: Row) -> Headline:
 
 
 def _best_first(measure: Measure, found: Iterable[Said]) -> list[Said]:
-    return sorted(found, key=lambda each: each.figure, reverse=measure.better == "higher")
+    """By what is told of them: ratios, or figures where there is no base."""
+
+    def told(about: Said) -> float:
+        return about.figure if about.comparison is None else about.comparison.ratio
+
+    return sorted(found, key=told, reverse=measure.better == "higher")
 
 
 def _one(about: Said, measure: Measure) -> str:

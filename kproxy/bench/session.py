@@ -162,10 +162,10 @@ def _noted(section: Section, notes: tuple[str, ...]) -> Section:
 
 def _broken_off(section: Section | None, asked: Asked, reason: str) -> Section:
     """What was measured until then, and why it is no more."""
-    absent = tuple(Absent(name, "", reason) for name in asked.subjects if name in _IPVS)
     if section is not None:
         return replace(section, notes=(*section.notes, f"It ended early: {reason}"))
-    return Section("uml", "", {}, (), (), absent)
+    absent = tuple(Absent(name, "", reason) for name in asked.subjects if name in _IPVS)
+    return Section("uml", "", {}, (), (), absent, notes=(f"IPVS was not measured: {reason}",))
 
 
 # --- what is asked for --------------------------------------------------------------------------

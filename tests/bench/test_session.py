@@ -11,7 +11,8 @@ import pytest
 from kproxy.bench import profiles, session, uml
 from kproxy.bench.ours import MODES
 from kproxy.bench.profiles import PEERS
-from kproxy.bench.session import Request, ended_once
+from kproxy.bench.results import Section
+from kproxy.bench.session import Request, Session, ended_once
 from kproxy.errors import MachineError, UsageError
 from kproxy.lab.uml import machine
 
@@ -119,6 +120,49 @@ def test_a_host_that_has_it_or_can_run_no_machine(monkeypatch: pytest.MonkeyPatc
     asked = session._of(Request(), "host")
     assert asked is not None
     assert "ipvs" in asked.subjects
+
+
+@pytest.mark.usefixtures("without_ipvs")
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (Request(), "IPVS is in a section of its own"),
+        (Request(modes=("userspace",)), ""),
+        (Request(kernel="host"), ""),
+    ],
+)
+def test_where_ipvs_is_said(request_: Request, said: str) -> None:
+    """To who asked for it, in the section that does not have it."""
+    assert Session(request_)._of_ipvs(()).startswith(said)
+    assert bool(Session(request_)._of_ipvs(())) == bool(said)
+
+
+def test_without_a_machine_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the host's section, for who asked for IPVS."""
+    monkeypatch.setattr(uml, "host_has_ipvs", lambda: False)
+    monkeypatch.setattr(machine, "KERNEL", "linux.uml-is-not-there")
+    found = Session(Request())._of_ipvs(("userspace",))
+    assert "not measured in user-mode Linux either" in found
+    assert "apt-get install" in found
+
+
+@pytest.mark.usefixtures("without_ipvs")
+def test_a_machine_that_does_not_start_costs_only_its_section(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the host has given is kept, and the reason stands in the other section."""
+    monkeypatch.setattr(machine, "KERNEL", "false")
+    asked = session._of(Request(), "uml")
+    assert asked is not None
+    with pytest.raises(MachineError, match="did not start"):
+        Session(Request())._inside(asked)
+    run = Session(Request())
+    run._sections["host"] = lambda: Section("host", "6.18", {}, (), ())
+    run._inside(asked)
+    host, inside = run.results().sections
+    assert (host.name, inside.name) == ("host", "uml")
+    assert {each.subject for each in inside.absent} == {"ipvs"}
+    assert "did not start" in inside.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ def spread_words(marks: str, rows: Iterable[Row]) -> str:
         return f"no {marks}: there was one round"
     if level >= VERDICT_LEVEL:
         return f"{marks}: {words.percent(VERDICT_LEVEL)} interval of the median"
-    return f"{marks}: lowest to highest of {words.plural(fewest, 'round')}, too few for an interval"
+    taken = words.plural(fewest, "round")
+    return f"{marks}: lowest to highest of {taken}, too few for {words.percent(VERDICT_LEVEL)}"
 
 
 def round_counts(rows: Iterable[Row]) -> str:

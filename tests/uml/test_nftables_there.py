@@ -1,4 +1,4 @@
-"""nftables mode on the kernel that has IPVS: user-mode Linux has no nf_tables for IP, and says so."""
+"""nftables mode where the kernel has IPVS: user-mode Linux lacks nf_tables for IP, and says so."""
 
 from __future__ import annotations
 

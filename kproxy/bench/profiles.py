@@ -2,6 +2,7 @@
 
 ``quick`` is to be over in two minutes, the report included, so it gives up sizes that take long to
 set up, events that take long to happen, and then rounds: each group takes as many as it can afford.
+``medium`` is for a lesson: rounds enough for a verdict where they are short.
 ``full`` measures everything and has rounds enough for 99.9 % in every group.
 """
 
@@ -55,13 +56,15 @@ class Part(Value, frozen=True):
 class Profile(Value, frozen=True):
     """``seconds`` is what measuring may take when nobody says otherwise, the report not counted;
     ``peers`` those that are measured when nobody names others. ``shared``: the seconds are taken
-    from the host's."""
+    from the host's. ``crossed``: rounds of cross-checks with other load generators, beside the
+    seconds (:mod:`kproxy.bench.cross`), 0: none."""
 
     title: str
     seconds: float
     peers: tuple[str, ...]
     parts: Mapping[str, Part]
     shared: bool = False
+    crossed: int = 0
 
 
 class Asked(Value, frozen=True):
@@ -196,11 +199,77 @@ PROFILES: Mapping[str, Mapping[Kernel, Profile]] = {
             shared=True,
         ),
     },
+    # Each group has 11 rounds but survival, of which a round takes three minutes.
+    "medium": {
+        "host": Profile(
+            title="speeds with rounds for 99.9 %, in twenty minutes",
+            seconds=960.0,
+            peers=PEERS,
+            parts={
+                "traffic": Part(
+                    _traffic(0.15, fresh=False),
+                    rounds=13,
+                    each=2.0,
+                    measures=MEASURES["traffic"],
+                    standing=5.0,
+                ),
+                "first-packet": Part(
+                    _first_packet((1, 100, 1000, 10_000), 300),
+                    rounds=13,
+                    each=0.5,
+                    measures=MEASURES["first-packet"],
+                    standing=45.0,
+                    warmup=1,
+                ),
+                "programming": Part(
+                    _programming((100, 1000), (1000,)),
+                    rounds=11,
+                    each=4.5,
+                    measures=MEASURES["programming"],
+                ),
+                "survival": Part(
+                    _survival(every_switch=False),
+                    rounds=2,
+                    each=18.0,
+                    measures=MEASURES["survival"],
+                ),
+            },
+        ),
+        "uml": Profile(
+            title="IPVS beside iptables, with rounds for 99.9 %",
+            seconds=300.0,
+            peers=("ipvsadm",),
+            parts={
+                "traffic": Part(
+                    _traffic(0.15, fresh=False),
+                    rounds=11,
+                    each=2.5,
+                    measures=MEASURES["traffic"],
+                    standing=10.0,
+                ),
+                "first-packet": Part(
+                    _first_packet((1, 1000), 200),
+                    rounds=11,
+                    each=0.5,
+                    measures=MEASURES["first-packet"],
+                    standing=20.0,
+                    warmup=1,
+                ),
+                "programming": Part(
+                    _programming((100, 1000), (100,)),
+                    rounds=11,
+                    each=3.0,
+                    measures=("cold-sync", "one-change", "burst"),
+                ),
+            },
+        ),
+    },
     "full": {
         "host": Profile(
             title="everything, with rounds for 99.9 %",
             seconds=5400.0,
             peers=PEERS,
+            crossed=7,
             parts={
                 "traffic": Part(
                     _traffic(0.3, fresh=True),

@@ -17,17 +17,21 @@ from typing import Literal
 from msgspec.structs import replace
 
 import kproxy
-from kproxy.bench import fingerprint, profiles, subjects, uml
+from kproxy.bench import cross, fingerprint, profiles, subjects, uml
 from kproxy.bench.conductor import Conductor, Step
 from kproxy.bench.ours import MODES
-from kproxy.bench.profiles import ALWAYS, PEERS, Asked, Kernel
+from kproxy.bench.profiles import ALWAYS, PEERS, Asked, Kernel, Profile
 from kproxy.bench.results import FORMAT, Absent, Results, Section
+from kproxy.bench.subjects import DIRECT
 from kproxy.core.objects import Value
 from kproxy.errors import KproxyError, UsageError
 from kproxy.lab.uml import machine
 
 #: Names that stand for others.
 _ALL, _NONE = "all", "none"
+
+#: Of each load of a cross-check: wrk counts in whole seconds.
+_CROSSED_SECONDS = 1
 
 #: Whose figures belong to user-mode Linux where the host's kernel has no IPVS.
 _IPVS = ("ipvs", "ipvsadm")
@@ -122,11 +126,14 @@ class Session:
             seconds=asked.seconds,
             told=lambda step: self._told("host", step),
         )
-        notes = tuple(filter(None, (self._of_ipvs(present),)))
+        notes = list(filter(None, (self._of_ipvs(present),)))
         self._sections["host"] = lambda: _noted(
-            conductor.section("host", platform.release(), versions), notes
+            conductor.section("host", platform.release(), versions), tuple(notes)
         )
         conductor.run()
+        for note in _cross_checks(profiles.of(asked.profile, "host"), asked):
+            notes.append(note)  # one by one: what ends this early leaves those that are there
+            self._told("host", _remark(note))
 
     def _of_ipvs(self, present: Collection[str]) -> str:
         """Where its figures are when they are not here; "" when nobody wants any, or they are."""
@@ -154,6 +161,16 @@ _RUNS: dict[Kernel, Callable[[Session, Asked], None]] = {
     "host": Session._here,
     "uml": Session._inside,
 }
+
+
+def _cross_checks(profile: Profile, asked: Asked) -> Iterator[str]:
+    """Those of a profile, on the path without a proxy: it is the generators that are compared."""
+    if profile.crossed and not asked.measures:
+        yield from cross.notes((DIRECT,), count=profile.crossed, seconds=_CROSSED_SECONDS)
+
+
+def _remark(note: str) -> Step:
+    return Step("note", "cross-checks", 0, 1, 0, 0, 0.0, 0.0, 0.0, note=note)
 
 
 def _noted(section: Section, notes: tuple[str, ...]) -> Section:

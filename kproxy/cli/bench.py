@@ -74,7 +74,8 @@ def _list_option(name: str, metavar: str, text: str) -> Callable[[Any], Any]:
     show_default=True,
     metavar="NAME",
     shell_complete=_completion("profile"),
-    help="quick: a look in less than two minutes. full: everything, in one to two hours.",
+    help="quick: a look in less than two minutes. medium: verdicts, in about twenty. full: "
+    "everything, in one to two hours.",
 )
 @_list_option("modes", "M,…", "Modes; all by default. iptables stands for both variants.")
 @_list_option("peers", "P,…", "Others beside them: names, all, none, FILE.py:CLASS of your own.")
@@ -159,6 +160,8 @@ def command(
         if not _measured(results):
             _nothing(results, status)
         folder = out or store.fresh(results.date)
+        if partial:
+            click.echo(f"kproxy: {partial}; writing the rounds that were whole", err=True)
         _write(results, folder)
         if output == "json":
             click.echo(store.encode(results), nl=False)
@@ -220,18 +223,23 @@ def _show(results: Results, folder: Path) -> None:
     click.echo(f"\n{folder}: results.json, report.html and its pictures")
 
 
+def _harmless(text: str) -> str:
+    """Without what a terminal would obey: a result may be somebody else's file."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
 def _print(lines: Iterable[Line]) -> None:
     """With colours on a terminal, plain in a pipe."""
     if not sys.stdout.isatty():
         for line in lines:
-            click.echo(line.text)
+            click.echo(_harmless(line.text))
         return
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
     for line in lines:
-        console.print(Text(line.text, style=line.style), soft_wrap=True)
+        console.print(Text(_harmless(line.text), style=line.style), soft_wrap=True)
 
 
 @command.command(short_help="Tell what has become faster or slower between two results.")

@@ -90,15 +90,17 @@ def test_what_there_is_not_is_refused() -> None:
     """With what there is."""
     with pytest.raises(UsageError, match="no measure speed, cr; there are traffic: crr, "):
         profiles.resolved(["crr", "speed", "cr"])
-    with pytest.raises(UsageError, match="no profile slow; there are quick, full"):
+    with pytest.raises(UsageError, match="no profile slow; there are quick, medium, full"):
         profiles.of("slow", "host")
 
 
 def test_profiles_end_when_they_should() -> None:
-    """quick in two minutes, with time for the report; full in two hours. Other kernels included."""
+    """quick in two minutes, with time for the report; medium in some twenty; full in two hours.
+    Other kernels included."""
     whole = {
         name: sum(each.seconds for each in kernels.values() if not each.shared)
         for name, kernels in PROFILES.items()
     }
     assert whole["quick"] <= 105
+    assert whole["medium"] <= 1300
     assert whole["full"] <= 7200

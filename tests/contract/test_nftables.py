@@ -18,7 +18,8 @@ from kproxy.backends import registry
 from kproxy.backends.nftables import sweep
 from kproxy.backends.nftables.apply import NftablesBackend
 from kproxy.backends.nftables.library import Nft
-from kproxy.backends.nftables.rules import TABLE, WORD, skeleton
+from kproxy.backends.nftables.rules import TABLE, WORD
+from kproxy.backends.nftables.script import skeleton
 from kproxy.backends.nftables.watch import NftablesWatch, watch
 from kproxy.backends.syncer import Syncer
 from kproxy.backends.xtables.door import ToolDoor

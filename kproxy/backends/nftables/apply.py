@@ -16,17 +16,8 @@ from kproxy.backends.nftables.door import NftDoor, Refused
 from kproxy.backends.nftables.elements import KINDS, Record, text, unpack
 from kproxy.backends.nftables.held import Held, Patch, diff, settled
 from kproxy.backends.nftables.render import Desired, render
-from kproxy.backends.nftables.rules import (
-    TABLE,
-    WORD,
-    Chain,
-    Treat,
-    base,
-    chain_of,
-    chain_text,
-    skeleton,
-    together,
-)
+from kproxy.backends.nftables.rules import TABLE, WORD, Chain, Treat, base, chain_of, together
+from kproxy.backends.nftables.script import chain_text, skeleton
 from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import Snapshot
 from kproxy.errors import ContentError

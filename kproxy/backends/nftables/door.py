@@ -18,16 +18,8 @@ from kproxy.backends.nftables import wire
 from kproxy.backends.nftables.elements import KINDS, Record
 from kproxy.backends.nftables.held import Held
 from kproxy.backends.nftables.library import Nft
-from kproxy.backends.nftables.rules import (
-    TABLE,
-    WORD,
-    Chain,
-    Frame,
-    base,
-    chain_text,
-    leads,
-    skeleton,
-)
+from kproxy.backends.nftables.rules import TABLE, WORD, Chain, Frame, base, leads
+from kproxy.backends.nftables.script import chain_text, skeleton
 from kproxy.core.objects import Family, Value
 from kproxy.errors import ApplyError, NetlinkError
 from kproxy.kernel import netns

@@ -7,16 +7,8 @@ from contextlib import closing
 from kproxy.backends.nftables import library
 from kproxy.backends.nftables.door import NftDoor
 from kproxy.backends.nftables.render import frame_of
-from kproxy.backends.nftables.rules import (
-    Fence,
-    Pick,
-    Spec,
-    Treat,
-    Way,
-    chain_of,
-    chain_text,
-    skeleton,
-)
+from kproxy.backends.nftables.rules import Fence, Pick, Spec, Treat, Way, chain_of
+from kproxy.backends.nftables.script import chain_text, skeleton
 from kproxy.core.objects import Family
 from kproxy.core.snapshot import LocalDetector, NodeSettings, Snapshot
 from kproxy.errors import ApplyError, MachineError, NetlinkError

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 from kproxy.backends.nftables import elements
 from kproxy.backends.nftables.elements import KINDS
 from kproxy.backends.nftables.render import Desired, render
-from kproxy.backends.nftables.rules import TABLE, WORD, base, chain_text, skeleton
+from kproxy.backends.nftables.rules import TABLE, WORD, base
+from kproxy.backends.nftables.script import chain_text, skeleton
 from kproxy.core.snapshot import Snapshot
 
 

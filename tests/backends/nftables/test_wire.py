@@ -24,7 +24,8 @@ from kproxy.backends.nftables.elements import (
     way,
 )
 from kproxy.backends.nftables.render import frame_of
-from kproxy.backends.nftables.rules import TABLE, skeleton
+from kproxy.backends.nftables.rules import TABLE
+from kproxy.backends.nftables.script import skeleton
 from kproxy.core.objects import Family, Protocol
 from tests.backends.iptables.plans import snapshot
 from tests.contract.namespaces import scratch

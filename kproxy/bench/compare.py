@@ -1,9 +1,10 @@
 """Two results beside each other: what has become faster or slower, and whether that is shown. Pure.
 
 The rounds of two runs are not paired, and between them the machine may have become another one. So
-where a row has a base it is the *ratios to direct* of each run that are compared: what slows a
-whole run down is in both of its halves. Where it has none (programming, survival) it is the
-figures, and only when both runs were taken on the same kind of machine.
+where direct routing was measured it is the *ratios to direct* of each run that are compared: what
+slows a whole run down is in both of its halves. Where it was not (programming, whose base is a mode
+that may have changed as well; survival) it is the figures, and only when both runs were taken on
+the same kind of machine.
 
 The method is that of :mod:`kproxy.bench.ranks`, at 99.9 %. As in a result
 (:mod:`kproxy.bench.verdicts`) a difference must exceed the noise floor as well: how far the ratio
@@ -24,7 +25,7 @@ from kproxy.bench.verdicts import FLOOR_LEVEL, TWINS, foreign
 from kproxy.core.objects import Value
 
 #: Fields of a fingerprint that figures of two runs may not differ in to be compared as they are.
-_MACHINE = ("cpu", "cores", "kernel")
+_MACHINE = ("cpu", "cores")
 
 
 class Became(StrEnum):
@@ -41,6 +42,7 @@ class Became(StrEnum):
     FAILED = "failed"
     MENDED = "fails less"
     ELSEWHERE = "another machine"
+    OTHERWISE = "another load"
     BASE = "base"
 
 
@@ -90,12 +92,13 @@ class Difference(Value, frozen=True):
 
 class Compared(Value, frozen=True):
     """``differences`` first. ``measures`` are of the rows that both have; ``alone`` names what only
-    one of them has."""
+    one of them has, ``lost`` what the second has tried and could not measure any more."""
 
     differences: tuple[Difference, ...]
     measures: tuple[Measure, ...]
     changes: tuple[Change, ...]
     alone: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
     @property
     def bad(self) -> tuple[Change, ...]:
@@ -105,7 +108,7 @@ class Compared(Value, frozen=True):
     @property
     def judged(self) -> tuple[Change, ...]:
         """Those that a verdict was possible of."""
-        silent = (Became.BASE, Became.FEW, Became.ELSEWHERE, Became.FAILED)
+        silent = (Became.BASE, Became.FEW, Became.ELSEWHERE, Became.OTHERWISE, Became.FAILED)
         return tuple(change for change in self.changes if change.became not in silent)
 
 
@@ -122,8 +125,15 @@ def compared(before: Results, after: Results) -> Compared:
     return Compared(
         differences=differences,
         measures=tuple(dict.fromkeys(each for _, other in pairs for each in other.measures)),
-        changes=tuple(each for one, other in pairs for each in _changes(one, other, alike)),
+        changes=tuple(
+            each
+            for one, other in pairs
+            for each in _changes(
+                one, other, alike and one.kernel == other.kernel, before.profile == after.profile
+            )
+        ),
         alone=tuple(_alone(before, after)),
+        lost=tuple(each for one, other in pairs for each in _lost(one, other)),
     )
 
 
@@ -187,29 +197,42 @@ def _alone(before: Results, after: Results) -> Iterator[str]:
             yield f"only in {where}: {who} ({section}): {', '.join(measures)}"
 
 
+def _lost(before: Section, after: Section) -> Iterator[str]:
+    """Those of the first run that the second has a reason for instead of a figure."""
+    had = {(name, row.point.measure) for row in before.rows for each in row.rounds for name in each}
+    has = {(name, row.point.measure) for row in after.rows for each in row.rounds for name in each}
+    for absent in after.absent:
+        for name, measure in sorted(had - has):
+            if name == absent.subject and absent.measure in ("", measure):
+                yield f"no longer measured: {name} ({after.name}), {measure}: {absent.reason}"
+
+
 # --- rows ---------------------------------------------------------------------------------------
 
 
-def _changes(before: Section, after: Section, alike: bool) -> Iterator[Change]:
+def _changes(before: Section, after: Section, alike: bool, loads: bool) -> Iterator[Change]:
+    """``alike``: on the same kind of machine; ``loads``: those of traffic are the same."""
     rows = {row.point: row for row in before.rows}
     measures = {measure.name: measure for measure in after.measures}
     for row in after.rows:
-        if row.point in rows and rows[row.point].base == row.base:
-            pair = _Pair(after.name, measures[row.point.measure], rows[row.point], row, alike)
-            yield from pair.changes()
+        if row.point in rows:
+            measure = measures[row.point.measure]
+            same = loads or measure.group != "traffic"
+            yield from _Pair(after.name, measure, rows[row.point], row, alike, same).changes()
 
 
 class _Pair:
     """The same row of both runs."""
 
     def __init__(
-        self, section: str, measure: Measure, before: Row, after: Row, alike: bool
+        self, section: str, measure: Measure, before: Row, after: Row, alike: bool, loads: bool
     ) -> None:
         self._section = section
         self._measure = measure
         self._rows = (before, after)
-        self._base = after.base
+        self._base = after.base if before.base == after.base == TWINS[0] else ""
         self._alike = alike
+        self._loads = loads
         self._scale = _SCALES["share" if measure.unit == "share" else ""]
         self._floor = self._noise()
 
@@ -258,6 +281,8 @@ class _Pair:
             return Became.FAILED
         if not self._base and not self._alike:
             return Became.ELSEWHERE
+        if not self._loads:
+            return Became.OTHERWISE
         if moved.level < VERDICT_LEVEL:
             return Became.FEW
         same = self._scale.same
@@ -306,14 +331,24 @@ _SCALES: Mapping[str, _Scale] = {
 
 
 def _of_failures(failures: Sequence[Sequence[float]]) -> Became:
-    """By the shares of each round: one bad round out of many is no more than that."""
+    """By the shares of each round: one bad round out of many is no more than that. Where there were
+    none before or are none after, as few rounds as there may be say enough when half of them, or
+    one attempt in a hundred, failed."""
     if not all(failures):
         return Became.FAILED
     before, after = failures
+    if not any(before) and _many(after):
+        return Became.FAILS
+    if not any(after) and _many(before):
+        return Became.MENDED
     found = ranks.shift(before, after, VERDICT_LEVEL)
     if found.low > 0:
         return Became.FAILS
     return Became.MENDED if found.high < 0 else Became.FAILED
+
+
+def _many(shares: Sequence[float]) -> bool:
+    return 2 * sum(map(bool, shares)) >= len(shares) or _mean(shares) >= 0.01
 
 
 def _level(first: int, second: int) -> float:

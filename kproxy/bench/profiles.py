@@ -216,7 +216,7 @@ PROFILES: Mapping[str, Mapping[Kernel, Profile]] = {
                 "first-packet": Part(
                     _first_packet((1, 100, 1000, 10_000), 300),
                     rounds=13,
-                    each=0.5,
+                    each=0.8,
                     measures=MEASURES["first-packet"],
                     standing=45.0,
                     warmup=1,

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -109,16 +110,17 @@ class _Cluster:
         settings = msgspec.structs.replace(settings, local_addresses=settings.addresses)
         made = workload.snapshot(services, ENDPOINTS)
         self.now: Snapshot = msgspec.structs.replace(made, settings=settings)
-        self._shift = 0
+        self._shifts: Counter[int] = Counter()
 
     def sync(self) -> Applied:
         return self._syncer.sync(self.now)
 
     def change(self, count: int) -> float:
         """Seconds in which ``count`` services have an endpoint replaced."""
-        self._shift += 1
         first = _CHANGED if count == 1 else 0
-        self.now = workload.changed(self.now, *self._plans(range(first, first + count)))
+        numbers = range(first, first + count)
+        self._shifts.update(numbers)
+        self.now = workload.changed(self.now, *self._plans(numbers))
         seconds = _timed(self.sync)
         if isinstance(self._backend, Tending):
             # What a daemon does when nobody waits.
@@ -126,7 +128,7 @@ class _Cluster:
         return seconds
 
     def _plans(self, numbers: range) -> list[PortPlan]:
-        return [workload.plan(each, ENDPOINTS, shift=self._shift) for each in numbers]
+        return [workload.plan(each, ENDPOINTS, shift=self._shifts[each]) for each in numbers]
 
 
 def _programmed(backend: AnyBackend, services: int) -> Programmed:

@@ -7,6 +7,7 @@ it (:mod:`kproxy.bench.uml`). A run that is ended early has the rounds that were
 from __future__ import annotations
 
 import platform
+import re
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -68,7 +69,9 @@ class Request(Value, frozen=True):
 
 def _without_path(name: str) -> str:
     """``NAME=DIR/FILE.py:CLASS`` as ``NAME=FILE.py:CLASS``."""
-    called, equals, where = name.rpartition("=")
+    called, equals, where = name.partition("=")
+    if not equals or "/" in called:
+        return name.rpartition("/")[2]
     return called + equals + where.rpartition("/")[2]
 
 
@@ -111,7 +114,7 @@ class Session:
             profile=self._request.profile,
             command=self._request.command,
             fingerprint=self._machine,
-            sections=tuple(sections),
+            sections=tuple(map(_placeless, sections)),
             partial=partial,
         )
 
@@ -171,6 +174,18 @@ def _cross_checks(profile: Profile, asked: Asked) -> Iterator[str]:
 
 def _remark(note: str) -> Step:
     return Step("note", "cross-checks", 0, 1, 0, 0, 0.0, 0.0, 0.0, note=note)
+
+
+def _placeless(section: Section) -> Section:
+    """What a tool said, without the folders that it named: they are the machine's."""
+    absent = (replace(each, reason=_without_folders(each.reason)) for each in section.absent)
+    notes = map(_without_folders, section.notes)
+    return replace(section, absent=tuple(absent), notes=tuple(notes))
+
+
+def _without_folders(text: str) -> str:
+    """``/a/b/c.cfg`` as ``c.cfg``; what has a slash within (a rate, a range) stays."""
+    return re.sub(r"(?<![\w./])/(?:[^\s/'\"]+/)+([^\s/'\"]*)", r"\1", text)
 
 
 def _noted(section: Section, notes: tuple[str, ...]) -> Section:

@@ -103,7 +103,7 @@ def decode(content: bytes, where: str) -> Results:
                 hint="read it with the version that wrote it",
             )
         results = msgspec.json.decode(content, type=Results)
-    except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
         raise UsageError(
             f"is no result of kproxy bench: {wrong}",
             where=where,

@@ -98,7 +98,7 @@ def afforded(rows: Sequence[Row]) -> str:
     rounds = words.plural(most, "round") if fewest == most else f"{fewest} to {most} rounds"
     if not any(row.base for row in rows) and most < needed(FLOOR_LEVEL):
         return rounds
-    level = verdicts.level_of(most)
+    level = verdicts.level_of(fewest)
     if level >= VERDICT_LEVEL:
         return f"{rounds}, intervals hold {words.percent(level)}"
     verdict = f"verdicts take {needed(VERDICT_LEVEL)}"

@@ -47,6 +47,8 @@ def shown(found: Compared) -> Iterator[Line]:
         yield Line()
     for line in found.alone:
         yield from wrapped(line, "dim")
+    for line in found.lost:
+        yield from wrapped(line, "red")
     yield from wrapped(_conclusion(found), "bold")
 
 
@@ -76,7 +78,11 @@ def _cells(change: Change, measure: Measure) -> tuple[str, ...]:
 
 
 def _interval(change: Change) -> str:
-    if not isfinite(change.change) or change.became in (Became.BASE, Became.ELSEWHERE):
+    if not isfinite(change.change) or change.became in (
+        Became.BASE,
+        Became.ELSEWHERE,
+        Became.OTHERWISE,
+    ):
         return ""
     middle = words.number(change.change)
     # A few values on each side reach no level that is worth an interval, or none at all.
@@ -94,4 +100,6 @@ def _conclusion(found: Compared) -> str:
         f"{words.percent(VERDICT_LEVEL)}, by which {judged * (1 - VERDICT_LEVEL):.2g} would be "
         "wrong by chance"
     )
-    return text + (f"; {few} more have too few rounds to say" if few else "") + "."
+    failed = sum(change.became is Became.FAILED for change in found.changes)
+    text += f"; {few} more have too few rounds to say" if few else ""
+    return text + (f"; {failed} had failures in one of the runs" if failed else "") + "."

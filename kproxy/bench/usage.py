@@ -59,7 +59,7 @@ def tools_seconds(pids: Iterable[int]) -> float:
     """CPU seconds of the processes that these have started and that have ended, in clock ticks."""
     total = 0
     for pid in pids:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        after_name = _of(pid, "stat").rpartition(")")[2].split()
         total += int(after_name[13]) + int(after_name[14])
     return total / _TICK
 
@@ -93,11 +93,19 @@ def memory(pids: Iterable[int]) -> Memory:
     """Of processes together."""
     rss = pss = 0
     for pid in pids:
-        rss += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        rss += int(_of(pid, "statm").split()[1]) * _PAGE
+        for line in _of(pid, "smaps_rollup").splitlines():
             if line.startswith("Pss:"):
                 pss += int(line.split()[1]) * 1024
     return Memory(rss, pss)
+
+
+def _of(pid: int, name: str) -> str:
+    """A file of a process. CheckFailed: it is not there any more, or only waits to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        raise CheckFailed(f"process {pid} has ended while it was measured") from None
 
 
 def descriptors(pids: Iterable[int]) -> int:

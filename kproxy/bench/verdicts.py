@@ -183,6 +183,8 @@ def _word(
         return Word.FEW
     if comparison.verdict is Verdict.NONE:
         return Word.NONE
+    if noise is None and row.base == TWINS[0] and name not in TWINS:
+        return Word.FEW  # of direct routing beside itself
     if noise and 1 / noise <= comparison.ratio <= noise and name not in TWINS:
         return Word.NOISE
     higher = comparison.verdict is Verdict.HIGHER

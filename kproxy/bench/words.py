@@ -74,8 +74,8 @@ GLOSSARY: Mapping[str, str] = {
         "here."
     ),
     "verdict": (
-        "Faster or slower is said when the interval leaves 1 out and the ratio is beyond the noise "
-        "floor. Otherwise: no difference shown; within the noise; too few rounds, which takes no "
+        "Faster or slower is said when the interval leaves 1 out and, where direct routing is the "
+        "base, the ratio is beyond the noise floor. Otherwise: no difference shown; within the noise; too few rounds, which takes no "
         "side; failed."
     ),
     "failed": (
@@ -198,6 +198,8 @@ def number(value: float, digits: int = 3) -> str:
     """So many significant digits, no exponent, thousands apart: ``0.75``, ``14.2``, ``1,250``."""
     if value == 0:
         return "0"
+    if not math.isfinite(value):
+        return "–"
     rounded = round_to(value, digits)
     after = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     return f"{rounded:,.{after}f}"

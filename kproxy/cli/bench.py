@@ -254,7 +254,8 @@ def compare(before: Path, after: Path, output: str | None) -> None:
     interval (by ranks) leaves no change out and it exceeds the noise floor. That takes 7 rounds on
     each side.
 
-    Exit status 0: nothing has become slower or fails more; 1: something has; 2: no result.
+    Exit status 0: nothing has become slower or fails more; 1: something has, or
+    can no longer be measured; 2: no result.
     """
     import msgspec
 
@@ -266,4 +267,4 @@ def compare(before: Path, after: Path, output: str | None) -> None:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
     else:
         _print(terminal_compare.shown(found))
-    sys.exit(1 if found.bad else 0)
+    sys.exit(1 if found.bad or found.lost else 0)

@@ -28,7 +28,7 @@ FEW = ("--modes", "iptables-nft", "--peers", "none", "--kernel", "host")
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--profile", "slow"], "no profile slow; there are quick, full"),
+        (["--profile", "slow"], "no profile slow; there are quick, medium, full"),
         (["--modes", "iptables-nft,magic"], "no mode magic; there are userspace, "),
         (["--peers", "envoy"], "no peer envoy; there are relay, haproxy, "),
         (["--peers", "userspace"], "no peer userspace; there are relay, haproxy, "),

@@ -15,6 +15,7 @@ from kproxy.core.decode.policy import read_policy
 from kproxy.core.health.values import Exec
 from kproxy.core.objects import family_of
 from kproxy.core.servers import SCHEDULERS
+from kproxy.core.steering import TO_ENGINE
 from kproxy.durations import format_duration
 from kproxy.errors import ConfigError
 
@@ -108,6 +109,10 @@ _NOT_NFTABLES = (
 )
 
 
+#: Bit of ``core.steering.TO_ENGINE``.
+_TO_ENGINE_BIT = TO_ENGINE.bit_length() - 1
+
+
 def without_effect(config: Config) -> tuple[str, ...]:
     """One line for each setting that was made and does nothing in this version."""
     default = Config()
@@ -199,6 +204,9 @@ def _details(config: Config) -> Iterator[str]:
     # 16 bytes: the key of the hash that chooses.
     if config.fastpath.seed and not re.fullmatch(r"[0-9a-fA-F]{32}", config.fastpath.seed):
         yield f"fastpath.seed: {config.fastpath.seed!r} must be 32 hexadecimal digits"
+    # While a node goes from fastpath mode to nftables mode or back, both stand side by side.
+    if config.nftables.masquerade_bit == _TO_ENGINE_BIT:
+        yield f"nftables.masqueradeBit: {_TO_ENGINE_BIT} leads packets to fastpath's engine"
     name = config.hostname_override.strip().lower()
     # A Node's name is a DNS subdomain (RFC 1123); any other would match no nodeName ever.
     if name and (len(name) > 253 or not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", name)):

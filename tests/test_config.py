@@ -244,6 +244,7 @@ def test_an_unusable_file_is_an_error(tmp_path: Path, text: str | None, told: st
     ("changes", "told"),
     [
         ({"iptables.masqueradeBit": 32}, "iptables.masqueradeBit: 32"),
+        ({"nftables.masqueradeBit": 16}, "nftables.masqueradeBit: 16 leads"),
         ({"oomScoreAdj": -1001}, "oomScoreAdj"),
         ({"iptables.syncPeriod": 0.0, "iptables.minSyncPeriod": 0.0}, "iptables.syncPeriod: 0s"),
         ({"iptables.minSyncPeriod": 31.0}, "iptables.minSyncPeriod: 31s"),

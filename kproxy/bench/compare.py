@@ -332,8 +332,8 @@ _SCALES: Mapping[str, _Scale] = {
 
 def _of_failures(failures: Sequence[Sequence[float]]) -> Became:
     """By the shares of each round: one bad round out of many is no more than that. Where there were
-    none before or are none after, as few rounds as there may be say enough when half of them, or
-    one attempt in a hundred, failed."""
+    none before or are none after, as few rounds as there may be say enough when half of them had
+    some."""
     if not all(failures):
         return Became.FAILED
     before, after = failures
@@ -348,7 +348,7 @@ def _of_failures(failures: Sequence[Sequence[float]]) -> Became:
 
 
 def _many(shares: Sequence[float]) -> bool:
-    return 2 * sum(map(bool, shares)) >= len(shares) or _mean(shares) >= 0.01
+    return 2 * sum(map(bool, shares)) >= len(shares)
 
 
 def _level(first: int, second: int) -> float:

@@ -75,8 +75,8 @@ GLOSSARY: Mapping[str, str] = {
     ),
     "verdict": (
         "Faster or slower is said when the interval leaves 1 out and, where direct routing is the "
-        "base, the ratio is beyond the noise floor. Otherwise: no difference shown; within the noise; too few rounds, which takes no "
-        "side; failed."
+        "base, the ratio is beyond the noise floor. Otherwise: no difference shown; within the "
+        "noise; too few rounds, which takes no side; failed."
     ),
     "failed": (
         "Requests went unanswered, or were answered wrongly. What fails quickly looks fast, so "

@@ -15,8 +15,9 @@ from msgspec.structs import replace
 
 from kproxy.bench import profiles, ranks
 from kproxy.bench.compare import Became, Change, Compared, Difference, compared
-from kproxy.bench.results import Cost, Measure, Point, Row, Section
+from kproxy.bench.results import Absent, Cost, Measure, Point, Row, Section
 from kproxy.bench.rounds import VERDICT_LEVEL, Figure, Round
+from kproxy.bench.verdicts import TWINS
 from tests.bench.machines import (
     MACHINE,
     MACHINES,
@@ -240,6 +241,49 @@ def test_one_bad_round_is_not_many() -> None:
     after = flat(100.0)
     after[3] = {**after[3], "ours": Figure(100.0, 1000, 900)}
     assert between([row(flat(100.0))], [row(after)])["ours"].became is Became.FAILED
+
+
+def test_failures_in_every_second_round_are_many() -> None:
+    """Where there were none: too few rounds for an interval are enough to say it."""
+    after = flat(100.0)
+    for number in range(0, 7, 2):
+        after[number] = {**after[number], "ours": Figure(100.0, 1000, 1)}
+    assert between([row(flat(100.0))], [row(after)])["ours"].became is Became.FAILS
+    assert between([row(after)], [row(flat(100.0))])["ours"].became is Became.MENDED
+
+
+def test_a_base_that_is_a_mode_may_change_itself() -> None:
+    """Ratios are taken to direct routing alone: a mode that has become slower is no yardstick."""
+    rows = [
+        row(
+            [{"one": Figure(each), "two": Figure(10.0)} for each in values],
+            base="one",
+            measure=TIME,
+        )
+        for values in ([1.0, 1.01, 0.99] * 4, [2.0, 2.01, 1.99] * 4)
+    ]
+    found = between([rows[0]], [rows[1]])
+    assert found["one"].became is Became.SLOWER
+    assert found["two"].became is Became.NONE
+
+
+def test_who_can_no_longer_be_measured_is_lost() -> None:
+    """What the second run has a reason for; who was not asked for is only alone."""
+    gone = section(row([{name: each[name] for name in TWINS} for each in flat(100.0)]))
+    found = compared(
+        results([section(row(flat(100.0)))]),
+        results([replace(gone, absent=(Absent("ours", "", "it has ended"),))]),
+    )
+    assert found.lost == ("no longer measured: ours (host), rate: it has ended",)
+    assert compared(results([section(row(flat(100.0)))]), results([gone])).lost == ()
+
+
+def test_other_loads_are_not_compared() -> None:
+    """Profiles have loads of their own."""
+    before, after = results([section(row(flat(100.0)))]), results([section(row(flat(300.0)))])
+    found = compared(before, replace(after, profile="full"))
+    assert {each.became for each in found.changes} == {Became.BASE, Became.OTHERWISE}
+    assert not found.judged
 
 
 def test_shares_are_compared_by_what_is_between_them() -> None:

@@ -11,7 +11,7 @@ import pytest
 from kproxy.bench import profiles, session, uml
 from kproxy.bench.ours import MODES
 from kproxy.bench.profiles import PEERS
-from kproxy.bench.results import Section
+from kproxy.bench.results import Absent, Section
 from kproxy.bench.session import Request, Session, ended_once
 from kproxy.errors import MachineError, UsageError
 from kproxy.lab.uml import machine
@@ -55,7 +55,7 @@ def test_a_request_is_remembered_without_paths() -> None:
     request = Request(
         profile="full",
         modes=("ipvs",),
-        peers=("own=/home/somebody/mine.py:Mine", "../theirs.py:Theirs", "nginx"),
+        peers=("own=/home/somebody/mine.py:Mine", "/home/a=b/theirs.py:Theirs", "nginx"),
         measures=("crr", "programming"),
         rounds=5,
         seconds=90.0,
@@ -66,6 +66,24 @@ def test_a_request_is_remembered_without_paths() -> None:
         "--measures crr,programming --rounds 5 --time 90 --kernel uml"
     )
     assert Request().command == "kproxy bench --profile quick"
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (
+            "['/usr/sbin/haproxy', '-f', '/home/me/x/haproxy.cfg'] ended",
+            "['haproxy', '-f', 'haproxy.cfg'] ended",
+        ),
+        ("cannot open /var/run/me/it: no", "cannot open it: no"),
+        ("10.0.0.0/8 at 5 kB/s, 1/2/3", "10.0.0.0/8 at 5 kB/s, 1/2/3"),
+    ],
+)
+def test_what_a_tool_said_is_kept_without_folders(said: str, kept: str) -> None:
+    """They are the machine's, and may name a user."""
+    absent = (Absent("haproxy", "", said),)
+    section = session._placeless(Section("host", "6.1", {}, (), (), absent, notes=(said,)))
+    assert (section.absent[0].reason, section.notes) == (kept, (kept,))
 
 
 @pytest.fixture

@@ -118,11 +118,11 @@ def test_rounds_in_which_one_is_missing() -> None:
 
 
 def test_without_twins_there_is_no_floor() -> None:
-    """Then the interval alone decides."""
+    """Then nobody knows what a difference has to exceed, and none is said."""
     taken = [{"direct": Figure(100.0), "ours": Figure(101.0 + number)} for number in range(11)]
     found = verdicts.said(row(taken), RATE)["ours"]
     assert found.floor is None
-    assert found.word is Word.BETTER
+    assert found.word is Word.FEW
 
 
 def test_figures_have_intervals_of_their_own() -> None:

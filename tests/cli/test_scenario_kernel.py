@@ -133,6 +133,7 @@ def test_all_goes_on_without_the_package(
     """``all`` runs what this host can, and says why the rest did not run."""
     from kproxy.cli.main import main
 
+    file.write_text(SCENARIO.partition("- name: nothing said")[0])
     monkeypatch.setattr(machine, "KERNEL", "linux.uml-is-not-there")
     monkeypatch.setattr(place, "host_runs", lambda mode: False)
     monkeypatch.setattr(sys, "argv", ["kproxy", "scenario", "run", str(file), "--mode", "all"])

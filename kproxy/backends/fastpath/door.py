@@ -211,7 +211,9 @@ def _split(listed: list[dict[str, Any]]) -> tuple[list[object], Members]:
 def _limits(chains: list[Any]) -> list[int]:
     """The rates that rules have, one when they are ours."""
     statements = (each for kind, value in chains if kind == "rule" for each in value["expr"])
-    return [each["limit"]["rate"] for each in statements if "limit" in each]
+    limits = (each.get("limit") for each in statements)
+    rates = (each.get("rate") for each in limits if isinstance(each, dict))
+    return [rate for rate in rates if isinstance(rate, int)]
 
 
 def _order(item: Any) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 from kproxy import logs
 from kproxy.backends.ipvs import refusal
@@ -23,7 +24,7 @@ from kproxy.backends.ipvs.door import Door
 from kproxy.core.objects import Family
 from kproxy.core.servers import Order, Verb
 from kproxy.kernel.conntrack_gifts import ConntrackGifts, Gift
-from kproxy.kernel.ipvs_connections import carried
+from kproxy.kernel.ipvs_connections import Carried, carried
 
 _log = logs.get("ipvs")
 
@@ -36,30 +37,41 @@ _CHAINS = ("PREROUTING", "OUTPUT")
 
 
 def depart(door: Door, family: Family, reals: Iterable[Leaving]) -> int:
-    """``reals`` go, what they carry stays; how many connections are conntrack's now."""
+    """``reals`` go, what they carry stays; how many connections are conntrack's now. Those of other
+    programs' servers are left to IPVS."""
+    reals = list(reals)
+    servers = {server for server, _ in reals}
     with ConntrackGifts(family) as table:
         _guard(door, "-I")
         try:
-            gifts = _gifts(table, family)
+            gifts = _gifts(table, family, servers)
             orders = [Order(Verb.REMOVE_REAL, server, real) for server, real in reals]
             refusal.raise_for_servers(door.send(orders), None)
-            _await_end(family)
+            _await_end(family, servers)
             return table.give(gifts)
         finally:
             _guard(door, "-D")
 
 
-def _gifts(table: ConntrackGifts, family: Family) -> list[Gift]:
+def _ours(family: Family, servers: AbstractSet[bytes]) -> list[Carried]:
     return [
-        Gift(*each, table.seen(each.protocol, each.client, each.asked) or each.client)
+        each
         for each in carried(family)
+        if each.asked[0] + each.asked[1] + bytes([each.protocol]) in servers
     ]
 
 
-def _await_end(family: Family) -> None:
+def _gifts(table: ConntrackGifts, family: Family, servers: AbstractSet[bytes]) -> list[Gift]:
+    return [
+        Gift(*each, table.seen(each.protocol, each.client, each.asked) or each.client)
+        for each in _ours(family, servers)
+    ]
+
+
+def _await_end(family: Family, servers: AbstractSet[bytes]) -> None:
     """Until IPVS has let go of everything: what it lets go of later, conntrack loses as well."""
     deadline = time.monotonic() + _ENDED_WITHIN
-    while left := carried(family):
+    while left := _ours(family, servers):
         if time.monotonic() > deadline:
             _log.warning("connections may end", family=int(family), count=len(left))
             return

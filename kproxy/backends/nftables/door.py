@@ -43,7 +43,9 @@ _NO_NETFILTER = frozenset({errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT})
 _GETTABLE, _TABLE_FLAGS = 1, 2
 _NAME, _HOOK, _POLICY, _TYPE = 3, 4, 5, 7
 _RULE_CHAIN, _EXPRESSIONS = 2, 4
-_SET_NAME, _SET_ESSENCE = 2, (3, 4, 5, 6, 7)
+_CHAIN_FLAGS, _BINDING = 10, 0x4
+#: Flags, types and lengths of key and data; size, time-out, and what each element carries.
+_SET_NAME, _SET_ESSENCE = 2, (3, 4, 5, 6, 7, 9, 11, 17, 18)
 _OF_TABLE = 1
 #: Of tables and sets, among their flags.
 _DORMANT, _ANONYMOUS = 0x1, 0x1
@@ -149,7 +151,9 @@ class NftDoor:
         for body in self._listing(wire.ask(wire.GETCHAIN, self.family, table)):
             found = wire.attributes(body)
             # The kernel lists the chains of all tables.
-            if found.get(_OF_TABLE) == named:
+            # What a rule leads to without a name goes with the rule, and cannot be deleted.
+            bound = int.from_bytes(found.get(_CHAIN_FLAGS, b"")) & _BINDING
+            if found.get(_OF_TABLE) == named and not bound:
                 kind = found.get(_TYPE, b"") + found.get(_POLICY, b"")
                 heads[_text(found[_NAME])] = kind, _hook(found.get(_HOOK, b""))
         for body in self._listing(wire.ask(wire.GETRULE, self.family, table)):

@@ -240,11 +240,12 @@ class Element(Value, frozen=True):
 
 
 def unpack(kind: Kind, record: Record, family: Family) -> Element:
-    """What an element says."""
+    """What an element says; without data when it is only named. KeyError: a catch-all, which is
+    nobody of ours."""
     parts = _attributes(record[4:])
     key_bytes = _attributes(parts[_KEY])[_VALUE]
     key = _parts(kind.key, key_bytes, family)
-    if not kind.data:
+    if not kind.data or _DATA not in parts:
         return Element(kind, key)
     data = _attributes(parts[_DATA])
     if isinstance(kind.data, Verdict):

@@ -20,7 +20,10 @@ def former(actual: Held) -> Former:
         if word not in ("ways", "endpoints", "known"):
             continue
         for record in records:
-            element = unpack(KINDS[name], record, family)
+            try:
+                element = unpack(KINDS[name], record, family)
+            except KeyError:  # somebody else's
+                continue
             if _UDP not in element.key[:2]:
                 continue
             if word != "ways":

@@ -57,7 +57,7 @@ DAMAGE = {
     "table put to sleep": "add table {t} {{ flags dormant; }}",
     "map of theirs that leads to ours": "add map {t} theirs {{ type mark : verdict; }};"
     "add element {t} theirs {{ 1 : goto services }}",
-    "rule of theirs with a chain": "insert rule {t} services tcp dport 80 jump {{ drop }}",
+    "rule of theirs with a chain": "insert rule {t} services tcp dport 80 jump {{ drop; }}",
     "rule of theirs with a set": "add rule {t} services meta mark {{ 1, 2 }} drop",
 }
 _ADDRESS = {Family.IPV4: "10.9.9.9", Family.IPV6: "fd00:9::9"}

@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 import pytest
 
+from bench.machine import in_machine
 from kproxy.bench import report
 from kproxy.bench.failover import (
     CHECK,
@@ -32,11 +33,7 @@ from kproxy.bench.failover import (
     rolling,
 )
 from kproxy.bench.ours import MODES
-from kproxy.core.objects import Family
-from kproxy.errors import KproxyError
-from kproxy.kernel import netns
-from kproxy.kernel.ipvs import Ipvs
-from kproxy.lab.uml.boot import Boot
+from kproxy.bench.uml import host_has_ipvs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -110,29 +107,9 @@ def _keep(name: str, found: Row | Rolled) -> None:
 def _of_ipvs(form: type[Found], *what: str) -> Found:
     """A row of IPVS mode, in a kernel that has it."""
     argv = [sys.executable, "-m", "kproxy.bench.failover", *what[:1], "ipvs", *what[1:]]
-    if _host_has_ipvs():
+    if host_has_ipvs():
         argv += ["--rate", str(SOUGHT)]
         said = subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
     else:
-        said = _in_machine([*argv, "--rate", str(IN_MACHINE)])
+        said = in_machine([*argv, "--rate", str(IN_MACHINE)])
     return msgspec.json.decode(said.splitlines()[-1], type=form)
-
-
-def _host_has_ipvs() -> bool:
-    try:
-        with netns.fresh(), Ipvs(Family.IPV4):
-            return True
-    except KproxyError:
-        return False
-
-
-def _in_machine(argv: list[str]) -> bytes:
-    said = {1: b"", 2: b""}
-
-    def take(stream: int, data: bytes) -> None:
-        said[stream] += data
-
-    with Boot(memory="1G") as machine:
-        status = machine.run(argv, take=take, directory=ROOT)
-    assert status == 0, said[2].decode()
-    return said[1]

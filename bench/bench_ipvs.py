@@ -20,11 +20,9 @@ from typing import Any
 
 import pytest
 
-from kproxy.core.objects import Family
-from kproxy.errors import KproxyError
+from bench.machine import in_machine
+from kproxy.bench.uml import host_has_ipvs
 from kproxy.kernel import netns
-from kproxy.kernel.ipvs import Ipvs
-from kproxy.lab.uml.boot import Boot
 
 SIZES = [int(size) for size in os.environ.get("KPROXY_BENCH_SIZES", "1000,5000").split(",")]
 CHURN = int(os.environ.get("KPROXY_BENCH_CHURN", "10000"))
@@ -39,33 +37,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def measured(name: str, count: int) -> dict[str, Any]:
     """The figures of one measure, in a kernel that has had no servers."""
     argv = [sys.executable, "-m", "bench.ipvs_measures", name, str(count)]
-    said = _on_host(argv) if _host_has_ipvs() else _in_machine(argv)
+    said = _on_host(argv) if host_has_ipvs() else in_machine(argv)
     return dict(json.loads(said.splitlines()[-1]))
-
-
-def _host_has_ipvs() -> bool:
-    try:
-        with netns.fresh(), Ipvs(Family.IPV4):
-            return True
-    except KproxyError:
-        return False
 
 
 def _on_host(argv: list[str]) -> bytes:
     with netns.fresh():
         return subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
-
-
-def _in_machine(argv: list[str]) -> bytes:
-    said = {1: b"", 2: b""}
-
-    def take(stream: int, data: bytes) -> None:
-        said[stream] += data
-
-    with Boot(memory="1G") as machine:
-        status = machine.run(argv, take=take, directory=ROOT)
-    assert status == 0, said[2].decode()
-    return said[1]
 
 
 def _show(capsys: pytest.CaptureFixture[str], *lines: str) -> None:

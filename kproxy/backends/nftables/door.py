@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from typing import TypeVar
 
 from kproxy.backends.nftables import wire
-from kproxy.backends.nftables.elements import KINDS, Record
+from kproxy.backends.nftables.elements import KINDS, Record, attributes
 from kproxy.backends.nftables.held import Held
 from kproxy.backends.nftables.library import Nft
 from kproxy.backends.nftables.rules import TABLE, WORD, Chain, Frame, base, leads
@@ -149,7 +149,7 @@ class NftDoor:
         rules: dict[str, list[bytes]] = {}
         named = table.encode() + b"\0"
         for body in self._listing(wire.ask(wire.GETCHAIN, self.family, table)):
-            found = wire.attributes(body)
+            found = attributes(body)
             # The kernel lists the chains of all tables.
             # What a rule leads to without a name goes with the rule, and cannot be deleted.
             bound = int.from_bytes(found.get(_CHAIN_FLAGS, b"")) & _BINDING
@@ -157,12 +157,12 @@ class NftDoor:
                 kind = found.get(_TYPE, b"") + found.get(_POLICY, b"")
                 heads[_text(found[_NAME])] = kind, _hook(found.get(_HOOK, b""))
         for body in self._listing(wire.ask(wire.GETRULE, self.family, table)):
-            found = wire.attributes(body)
+            found = attributes(body)
             expressions = found.get(_EXPRESSIONS, b"")
             rules.setdefault(_text(found[_RULE_CHAIN]), []).append(expressions)
         sets = {}
         for body in self._listing(wire.ask(wire.GETSET, self.family, table)):
-            found = wire.attributes(body)
+            found = attributes(body)
             essence = tuple(found.get(each, b"") for each in _SET_ESSENCE)
             # What a rule has without a name goes with the rule.
             if not int.from_bytes(essence[0]) & _ANONYMOUS:
@@ -174,7 +174,7 @@ class NftDoor:
         """Of a table; None when there is none."""
         named = table.encode() + b"\0"
         for body in self._listing(wire.ask(_GETTABLE, self.family, "")):
-            found = wire.attributes(body)
+            found = attributes(body)
             if found.get(_OF_TABLE) == named:
                 return int.from_bytes(found.get(_TABLE_FLAGS, b""))
         return None
@@ -332,7 +332,7 @@ def _text(value: bytes) -> str:
 
 def _hook(nest: bytes) -> bytes:
     """Number and priority."""
-    found = wire.attributes(nest)
+    found = attributes(nest)
     return found.get(1, b"") + found.get(2, b"")
 
 

@@ -242,14 +242,14 @@ class Element(Value, frozen=True):
 def unpack(kind: Kind, record: Record, family: Family) -> Element:
     """What an element says; without data when it is only named. KeyError: a catch-all, which is
     nobody of ours."""
-    parts = _attributes(record[4:])
-    key_bytes = _attributes(parts[_KEY])[_VALUE]
+    parts = attributes(record[4:])
+    key_bytes = attributes(parts[_KEY])[_VALUE]
     key = _parts(kind.key, key_bytes, family)
     if not kind.data or _DATA not in parts:
         return Element(kind, key)
-    data = _attributes(parts[_DATA])
+    data = attributes(parts[_DATA])
     if isinstance(kind.data, Verdict):
-        said = _attributes(data[_VERDICT])
+        said = attributes(data[_VERDICT])
         return Element(kind, key, said.get(_CHAIN, b"").rstrip(b"\0").decode())
     return Element(kind, key, _parts(kind.data, data[_VALUE], family))
 
@@ -264,7 +264,8 @@ def text(element: Element) -> str:
     return f"{key} : {' . '.join(map(str, element.data))}"
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Netlink's: kind -> what is in it; the last one where a kind is repeated."""
     found, at = {}, 0
     while at + 4 <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, at)

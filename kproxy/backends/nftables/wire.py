@@ -10,7 +10,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from kproxy.backends.nftables.elements import KINDS, Record, attribute, bare
+from kproxy.backends.nftables.elements import KINDS, Record, attribute, attributes, bare
 from kproxy.core.objects import Family, Value
 
 _HEADER = struct.Struct("=IHHII")
@@ -193,19 +193,6 @@ def _offset(message: bytes, flags: int) -> int:
     start = 36 if flags & _CAPPED else 20 + (inner + 3 & ~3)
     found = attributes(message[start:]).get(_ERROR_OFFSET, bytes(4))
     return int(struct.unpack("=I", found)[0])
-
-
-def attributes(data: bytes) -> dict[int, bytes]:
-    """Kind -> what is in it; the last one where a kind is repeated."""
-    found: dict[int, bytes] = {}
-    at = 0
-    while at + 4 <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < 4:
-            break
-        found[kind & 0x3FFF] = data[at + 4 : at + length]
-        at += length + 3 & ~3
-    return found
 
 
 def records(bodies: Iterable[bytes]) -> list[Record]:

@@ -24,6 +24,7 @@ from kproxy.kernel.rtnetlink import (
     index_of,
     list_addresses,
     open_channel,
+    outward_address,
 )
 
 #: linux/rtnetlink.h: multicast groups that tell of added and removed addresses.
@@ -37,10 +38,12 @@ _ROOM = 4 << 20
 
 
 def host_addresses(but: str = dummy.NAME) -> tuple[str, ...]:
-    """All addresses of this namespace, both families, global scope first, else the kernel's order.
+    """All addresses of this namespace, both families, global scope first; of these, what leaves
+    by the default route (kubelet's choice of a node's address as well); then by device.
 
     Text without prefix length. Those of the device ``but`` are left out, and any that another host
-    was found to have.
+    was found to have. The kernel's own order is no order: it lists devices by their index modulo
+    256 (before 6.6), so that the first one differs from boot to boot.
     """
     left_out = index_of(but)
     with open_channel() as channel:
@@ -49,7 +52,10 @@ def host_addresses(but: str = dummy.NAME) -> tuple[str, ...]:
             for each in list_addresses(channel)
             if each.device != left_out and not each.flags & DAD_FAILED
         ]
-    found.sort(key=lambda each: each.scope != SCOPE_UNIVERSE)
+        outward = {outward_address(channel, f) for f in (socket.AF_INET, socket.AF_INET6)}
+    found.sort(
+        key=lambda each: (each.scope != SCOPE_UNIVERSE, each.text not in outward, each.device)
+    )
     return tuple(dict.fromkeys(each.text for each in found))
 
 

@@ -10,17 +10,23 @@ from collections.abc import Iterator
 from kproxy.core.objects import Value
 from kproxy.errors import NetlinkError
 from kproxy.kernel.ctnetlink import HEADER, contents
-from kproxy.kernel.rtnetlink import DEL_ADDRESS, DEL_LINK, NEW_ADDRESS, NEW_LINK
+from kproxy.kernel.rtnetlink import (
+    DEL_ADDRESS,
+    DEL_LINK,
+    DEL_ROUTE,
+    NEW_ADDRESS,
+    NEW_LINK,
+    NEW_ROUTE,
+    ROUTE_HEAD,
+)
 
-NEW_ROUTE, DEL_ROUTE, NEW_RULE, DEL_RULE = 24, 25, 32, 33
+NEW_RULE, DEL_RULE = 32, 33
 
 #: linux/rtnetlink.h: numbers of multicast groups.
 _GROUPS = {"link": 1, "address4": 5, "route4": 7, "rule4": 8, "address6": 9, "route6": 11}
 _RULE6 = 19
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 
-#: struct rtmsg and struct fib_rule_hdr begin alike: family, two lengths, tos, table; 12 bytes.
-_ROUTE_HEAD = struct.Struct("=BBBBBBBBI")
 #: struct ifinfomsg: index and flags.
 _LINK_HEAD = struct.Struct("=BxHiII")
 #: struct ifaddrmsg.
@@ -110,9 +116,9 @@ def _of_link(kind: int, datagram: bytes, body: int, end: int) -> Notice:
 
 
 def _of_route(kind: int, datagram: bytes, body: int, end: int) -> Notice:
-    family, _, _, _, table, *_ = _ROUTE_HEAD.unpack_from(datagram, body)
+    family, _, _, _, table, *_ = ROUTE_HEAD.unpack_from(datagram, body)
     preference = 0
-    for which, start, _ in contents(datagram, body + _ROUTE_HEAD.size, end):
+    for which, start, _ in contents(datagram, body + ROUTE_HEAD.size, end):
         # RTA_TABLE and FRA_TABLE have the same number.
         if which in (_RTA_TABLE, _FRA_TABLE):
             (table,) = _U32.unpack_from(datagram, start)

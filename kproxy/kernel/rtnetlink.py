@@ -18,20 +18,27 @@ from kproxy.kernel.ctnetlink import attribute, contents
 
 NEW_LINK, DEL_LINK, GET_LINK = 16, 17, 18
 NEW_ADDRESS, DEL_ADDRESS, GET_ADDRESS = 20, 21, 22
+NEW_ROUTE, DEL_ROUTE, GET_ROUTE = 24, 25, 26
 CREATE, EXCLUSIVE = 0x400, 0x200
 
 #: family, bits of the prefix, flags, scope, index of the device.
 ADDRESS_HEAD = struct.Struct("=BBBBI")
+#: struct rtmsg: family, bits of destination and source, tos, table, protocol, scope, type, flags.
+ROUTE_HEAD = struct.Struct("=BBBBBBBBI")
 #: family, nothing, type, index, flags, which flags to change.
 _LINK_HEAD = struct.Struct("=BxHiII")
 
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+_RTA_DESTINATION, _RTA_PREFERRED_SOURCE = 1, 7
 _IFLA_NAME, _IFLA_LINK_INFO, _INFO_KIND = 3, 18, 1
 
 #: linux/if_addr.h: no look for others that have the address; somebody else has it.
 NO_DAD, DAD_FAILED = 0x02, 0x08
 
 SCOPE_UNIVERSE = 0
+
+#: Nobody's addresses, and in nobody's routes but the default one: RFC 7600 and RFC 6666.
+_ELSEWHERE = {socket.AF_INET: "192.0.0.8", socket.AF_INET6: "100::1"}
 
 _U32 = struct.Struct("=I")
 
@@ -83,6 +90,23 @@ def _address(message: Message) -> Address | None:
     # On a point-to-point link IFA_ADDRESS is the peer's; IFA_LOCAL, where present, is ours.
     host = local or other
     return Address(host, prefix, flags, scope, device) if host else None
+
+
+def outward_address(channel: Channel, family: int) -> str:
+    """The source that the kernel takes for what leaves by the default route; "" without one.
+
+    Asked of the routing table, no packet is sent."""
+    host = socket.inet_pton(family, _ELSEWHERE[family])
+    head = ROUTE_HEAD.pack(family, 8 * len(host), 0, 0, 0, 0, 0, 0, 0)
+    try:
+        kind, buffer, at, end = channel.ask(GET_ROUTE, head + attribute(_RTA_DESTINATION, host))[0]
+    except NetlinkError:  # unreachable, prohibited, or no such family here
+        return ""
+    if kind == NEW_ROUTE:
+        for which, start, stop in contents(buffer, at + ROUTE_HEAD.size, end):
+            if which == _RTA_PREFERRED_SOURCE:
+                return socket.inet_ntop(family, buffer[start:stop])
+    return ""
 
 
 # --- devices -----------------------------------------------------------------------------------

@@ -58,6 +58,38 @@ def test_scopes_in_order(pair: None) -> None:
     assert found.index("192.0.2.1") < found.index("169.254.9.9")
 
 
+def test_the_order_of_devices() -> None:
+    """By their index, whatever the kernel hashes it to: it lists 256 before 255."""
+    indices = (254, 255, 256, 513)
+    with netns.fresh():
+        for index in indices:
+            peer = ("peer", "name", f"peer-{index}", "index", str(index + 1000))
+            ip("link", "add", f"kp-{index}", "index", str(index), "type", "veth", *peer)
+            add(f"192.0.2.{index & 0xFF}/32", f"kp-{index}")
+        assert host_addresses() == tuple(f"192.0.2.{index & 0xFF}" for index in indices)
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ("192.0.2.1/32", "198.51.100.1/24", "198.51.100.2/24"),
+        ("2001:db8::1/128", "2001:db8:1::1/64", "2001:db8:1::2/64"),
+    ],
+    ids=["IPv4", "IPv6"],
+)
+def test_the_way_out_comes_first(pair: None, addresses: tuple[str, ...]) -> None:
+    """What the kernel takes as source by the default route is the first of its family."""
+    devices = dict(zip(addresses, ("kp-a", "kp-b", "kp-b"), strict=True))
+    for address, device in devices.items():
+        add(address, device, *(["nodad"] if ":" in address else []))
+    homes = {address.partition("/")[0]: device for address, device in devices.items()}
+    before = [each for each in host_addresses() if each in homes]
+    last = before[-1]
+    family = "-6" if ":" in last else "-4"
+    ip(family, "route", "add", "default", "dev", homes[last], "src", last)
+    assert [each for each in host_addresses() if each in homes] == [last, *before[:-1]]
+
+
 def test_the_near_end_of_a_link(pair: None) -> None:
     """A peer's address is not ours."""
     add("192.0.2.1", "kp-a", "peer", "192.0.2.99/32")

@@ -95,15 +95,16 @@ def send_all(
 ) -> list[Outcome]:
     """Send all, and say of each where it came out: at a final place, refused, or nowhere.
 
-    ``reach`` SILENCE means that nobody saw it within ``window`` seconds.
+    ``reach`` SILENCE means that nobody saw it within ``window`` seconds of the last one's leave.
     """
     if not packets:
         return []
     watched = {place.name: place for place in places}
     search = _Search(packets)
     with Capture((name, place.namespace) for name, place in watched.items()) as capture:
-        deadline = time.monotonic() + window
         search.send()
+        # Only from now on: crafting many packets on a busy machine takes longer than the window.
+        deadline = time.monotonic() + window
         while search.open and (left := deadline - time.monotonic()) > 0:
             for sighting in capture.wait(left):
                 search.look(sighting, watched[sighting.place])

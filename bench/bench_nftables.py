@@ -25,7 +25,8 @@ import pytest
 
 from kproxy.backends.nftables.apply import NftablesBackend
 from kproxy.backends.nftables.library import Nft
-from kproxy.backends.nftables.render import ALWAYS, render
+from kproxy.backends.nftables.render import render
+from kproxy.backends.nftables.rules import ALWAYS
 from kproxy.backends.nftables.text import script
 from kproxy.backends.syncer import Syncer
 from kproxy.bench import report, usage, workload

@@ -97,7 +97,8 @@ class Syncer(Generic[Desired, Actual, Patch]):
                 # Perhaps only what we believed was wrong.
                 return self.sync(snapshot)
             self._left_out = out
-            applied = self._isolate(snapshot, desired, refusal, known)
+            # What has been adopted of it: else all that lies otherwise would be under suspicion.
+            applied = self._isolate(snapshot, self._desired, refusal, known)
         except KproxyError:
             self._lost()
             raise

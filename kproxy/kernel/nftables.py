@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from enum import IntEnum
 
-from kproxy.core.objects import Value
+from kproxy.core.objects import Family, Value
 from kproxy.errors import NetlinkError
 
 _NETLINK_NETFILTER = 12
@@ -73,11 +73,15 @@ _NAMES = {
 _KNOWN = {(_SUBSYSTEM << 8) + kind: kind for kind in Kind}
 
 
+#: linux/netfilter.h: NFPROTO_IPV4, NFPROTO_IPV6
+_PROTOCOLS = {2: Family.IPV4, 10: Family.IPV6}
+
+
 class Event(Value, frozen=True):
     """One change, or the end of a transaction (NEWGEN: ``generation``, ``program``, ``pid``).
 
-    ``family`` is an address family (AF_INET…). ``pid`` is the one of the host, which a process in a
-    container does not know itself by.
+    ``family`` is one of netfilter's (NFPROTO_IPV4…). ``pid`` is the one of the host, which a
+    process in a container does not know itself by.
     """
 
     kind: Kind
@@ -87,6 +91,16 @@ class Event(Value, frozen=True):
     generation: int = 0
     program: str = ""
     pid: int = 0
+
+    @property
+    def version(self) -> Family | None:
+        """None: of no IP family alone."""
+        return _PROTOCOLS.get(self.family)
+
+    @property
+    def what(self) -> str:
+        """Kind, table and chain, to be told."""
+        return f"{self.kind.name} {self.table} {self.chain}".rstrip()
 
 
 def events(datagram: bytes) -> Iterator[Event]:

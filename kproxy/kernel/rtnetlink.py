@@ -38,7 +38,7 @@ NO_DAD, DAD_FAILED = 0x02, 0x08
 SCOPE_UNIVERSE = 0
 
 #: Nobody's addresses, and in nobody's routes but the default one: RFC 7600 and RFC 6666.
-_ELSEWHERE = {socket.AF_INET: "192.0.0.8", socket.AF_INET6: "100::1"}
+_ELSEWHERE: dict[int, str] = {socket.AF_INET: "192.0.0.8", socket.AF_INET6: "100::1"}
 
 _U32 = struct.Struct("=I")
 

@@ -4,7 +4,7 @@ A device is made by opening its first queue. It stays when the last one closes, 
 routes over it are then passed over where the device's ``ignore_routes_with_linkdown`` says so, and
 whoever opens a queue again finds everything else as it was. All functions act in the network
 namespace of the calling thread; a queue belongs to its device for life. Source of the numbers:
-linux/if_tun.h.
+linux/if_tun.h, linux/rtnetlink.h.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import struct
 from contextlib import suppress
 
 from kproxy.errors import KernelError, MachineError
-from kproxy.kernel.rtnetlink import delete_device, failed, kind_of, open_channel
+from kproxy.kernel.ctnetlink import attribute
+from kproxy.kernel.rtnetlink import CREATE, delete_device, failed, index_of, kind_of, open_channel
 
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOFFLOAD = 0x400454CA, 0x400454CB, 0x400454D0
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0001, 0x1000, 0x4000, 0x0100
@@ -30,6 +31,10 @@ _OFFLOADS = (
 )
 
 _REQUEST = struct.Struct("16sH22x")
+
+#: struct tcmsg: family, index, handle, parent, info.
+_QDISC = struct.Struct("=B3xiIII")
+_NEW_QDISC, _REPLACE, _KIND, _ROOT = 36, 0x100, 1, 0xFFFFFFFF
 
 _NODE = "/dev/net/tun"
 
@@ -45,6 +50,7 @@ def open_queues(name: str, count: int) -> list[int]:
             queues.append(_open_queue(name))
         fcntl.ioctl(queues[0], _TUNSETPERSIST, 1)
         _offload(queues[0], name)
+        _unqueue(name)
     except BaseException:
         for queue in queues:
             os.close(queue)
@@ -79,6 +85,19 @@ def _offload(queue: int, name: str) -> None:
             fcntl.ioctl(queue, _TUNSETOFFLOAD, offloads)
             return
     raise MachineError(f"device {name} leaves no segments whole", hint="Linux 2.6.27 or later")
+
+
+def _unqueue(name: str) -> None:
+    """Packets go straight into the ring that the reader empties. What the kernel puts before it by
+    default is three rings for each of the 256 queues that the device could have, as long as the
+    reader's: 25 MB, and a lock more on the way. A packet never waits there, because the driver
+    drops what its ring has no room for."""
+    body = _QDISC.pack(0, index_of(name), 0, _ROOT, 0) + attribute(_KIND, b"noqueue\0")
+    with open_channel() as channel:
+        code = channel.order(_NEW_QDISC, CREATE | _REPLACE, body)
+    # Without CONFIG_NET_SCHED there are no others.
+    if code not in (0, errno.EOPNOTSUPP):
+        raise failed(f"take the queueing discipline from {name}", code)
 
 
 def delete(name: str) -> bool:

@@ -9,23 +9,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import cycle
-from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from kproxy.backends import registry
-from kproxy.backends.nftables import sweep
 from kproxy.backends.nftables.apply import NftablesBackend
+from kproxy.backends.nftables.held import Patch
 from kproxy.backends.nftables.library import Nft
+from kproxy.backends.nftables.plan import CHOICE_ANNOTATION
 from kproxy.backends.nftables.rules import TABLE, WORD
 from kproxy.backends.nftables.script import skeleton
 from kproxy.backends.nftables.watch import NftablesWatch, watch
 from kproxy.backends.syncer import Syncer
-from kproxy.backends.xtables.door import ToolDoor
-from kproxy.backends.xtables.variant import Variant
-from kproxy.cli.cleanup import clean
-from kproxy.core.objects import Family
+from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import Snapshot
 from kproxy.kernel import command
 from tests.contract.test_backend import own, some, successor, whole
@@ -33,7 +29,7 @@ from tests.contract.test_backend import own, some, successor, whole
 pytestmark = pytest.mark.kernel
 
 #: Seconds within which the kernel's word has come.
-TOLD = 1.0
+TOLD = 20.0
 
 #: What others do to the table, as nft reads it.
 DAMAGE = {
@@ -71,12 +67,6 @@ def listed(family: Family) -> str:
     return nft("list", "table", WORD[family], TABLE)
 
 
-@pytest.fixture(autouse=True)
-def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where sysctls are recorded: modes that are swept look there."""
-    monkeypatch.setenv("KPROXY_RECORDS", str(tmp_path / "records"))
-
-
 @pytest.fixture
 def watched(nftables: NftablesBackend) -> Iterator[NftablesWatch]:
     with closing(watch([nftables.family])) as made:
@@ -84,7 +74,7 @@ def watched(nftables: NftablesBackend) -> Iterator[NftablesWatch]:
 
 
 def told(made: NftablesWatch) -> str:
-    """What the watch says within a second."""
+    """What the watch says as soon as it has something to say."""
     while select.select([made.fileno()], [], [], TOLD)[0]:
         if said := made.look():
             return said
@@ -216,8 +206,8 @@ def _stands(family: Family, plan: Snapshot) -> bool:
         return reader.diff(reader.adopted(desired, held), held) is None
 
 
-def test_a_rebuild_that_broke_off_is_finished(nftables: NftablesBackend) -> None:
-    """A table without elements, as it stands between the two transactions of a rebuild."""
+def test_a_table_without_elements_is_filled(nftables: NftablesBackend) -> None:
+    """Table and base chains as they should be: they are taken over, and what is not there comes."""
     family, syncer = nftables.family, Syncer(nftables)
     now = some(family)
     desired = nftables.render(now, None)
@@ -225,6 +215,18 @@ def test_a_rebuild_that_broke_off_is_finished(nftables: NftablesBackend) -> None
     applied = syncer.sync(now)
     assert applied.transactions == 1
     assert nftables.read() == nftables.settled(syncer.desired)
+
+
+def test_services_are_elements_and_nothing_else(nftables: NftablesBackend) -> None:
+    """Ten times as many of the same kinds: not a rule, chain or set more, named or not."""
+    family, syncer, listings = nftables.family, Syncer(nftables), []
+    for count in (4, 40):
+        shapes = ({"ways": "cnel", "pods": 3}, {"ways": "cn", "pods": 2, "affinity": 60})
+        plans = [own(each, family, **shapes[each % len(shapes)]) for each in range(count)]
+        syncer.sync(whole(*plans))
+        assert sum(map(len, nftables.read().elements.values())) > 10 * count
+        listings.append(nft("--terse", "list", "ruleset"))
+    assert listings[0] == listings[1]
 
 
 def test_a_change_is_one_transaction(nftables: NftablesBackend) -> None:
@@ -281,77 +283,54 @@ def test_a_bad_element_is_left_out(nftables: NftablesBackend) -> None:
     assert nftables.read() == nftables.settled(syncer.desired)
 
 
-def test_cleanup_and_sweep_leave_others_alone(nftables: NftablesBackend) -> None:
-    """Nothing of ours is left, and all of theirs."""
-    family = nftables.family
-    nft("add", "table", WORD[family], "theirs")
-    before = nft("list", "ruleset")
-    Syncer(nftables).sync(some(family))
-    nftables.cleanup()
-    assert nft("list", "ruleset") == before
-    assert not sweep.sweep(family, "iptables")
-    Syncer(nftables).sync(some(family))
-    kube_proxys(family)
-    assert sweep.sweep(family, "iptables")
-    assert nft("list", "ruleset") == before
-    nft("add", "table", WORD[family], TABLE)
-    assert sweep.sweep(family, "iptables")
-    assert nft("list", "ruleset") == before
-
-
-def test_the_command_says_what_it_removed(
-    nftables: NftablesBackend, capsys: pytest.CaptureFixture[str]
+def test_a_new_process_suspects_only_what_it_changes(
+    nftables: NftablesBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """kproxy cleanup names the mode and the family; of another table it says nothing."""
-    family = nftables.family
-    nft("add", "table", WORD[family], "theirs")
-    Syncer(nftables).sync(some(family))
-    clean(force=True)
-    assert capsys.readouterr().out == f"removed: nftables IPv{family:d}\n"
-    clean(force=True)
-    assert capsys.readouterr().out == "nothing of kproxy was here\n"
-
-
-def kube_proxys(family: Family) -> None:
-    """What kube-proxy's mode of this name leaves, as far as it matters."""
-    nft(f"add table {WORD[family]} kube-proxy; add chain {WORD[family]} kube-proxy services")
-
-
-def test_kube_proxys_table_goes_when_ours_stands(nftables: NftablesBackend) -> None:
-    """It is no part of ours, and would serve beside it."""
+    """Endpoints lie in other slots than a plan without a past would give them; nobody looks for the
+    bad element among those, nor writes them."""
     family, syncer = nftables.family, Syncer(nftables)
-    syncer.sync(some(family))
-    before = nft("list", "ruleset")
-    kube_proxys(family)
-    choice = registry.Choice("nftables")
-    assert registry.sweep(choice, [family]) == (choice,)
-    assert nft("list", "ruleset") == before
-    assert registry.sweep(choice, [family]) == ()
-
-
-@pytest.mark.parametrize("variant", Variant)
-def test_it_takes_over_from_iptables_and_back(nftables: NftablesBackend, variant: Variant) -> None:
-    """Of the mode that served before nothing is left, in either direction."""
-    family, now = nftables.family, some(nftables.family)
-    other = registry.Choice("iptables", variant)
-    Syncer(registry.create(other, family)).sync(now)
-    Syncer(nftables).sync(now)
-    mine = registry.Choice("nftables")
-    assert registry.sweep(mine, [family]) == (other,)
-    assert "KUBE" not in saved(family, variant)
+    moved = [own(number, family, pods=3) for number in range(4)]
+    rests = [replace(each.endpoints, cluster=each.endpoints.all[1:]) for each in moved]
+    now = whole(*moved)
+    syncer.sync(now)
+    for ends in (rests, [each.endpoints for each in moved]):
+        changed = [replace(each, endpoints=one) for each, one in zip(moved, ends, strict=True)]
+        now = successor(now, *changed)
+        syncer.sync(now)
+    before = nftables.read().elements
+    bad = replace(own(7, family, pods=1), port=moved[0].port)
+    suspected: list[set[PortName]] = []
     with closing(NftablesBackend(family)) as again:
-        assert Syncer(again).sync(now).written == 0
-    Syncer(registry.create(other, family)).sync(now)
-    before = saved(family, variant)
-    assert registry.sweep(other, [family]) == (mine,)
-    assert not nftables.door.stands()
-    assert saved(family, variant) == before
+        touched = again.touched
+
+        def recorded(patch: Patch) -> Iterator[PortName]:
+            suspected.append(set(touched(patch)))
+            yield from suspected[-1]
+
+        monkeypatch.setattr(again, "touched", recorded)
+        applied = Syncer(again).sync(whole(*moved, bad))
+        assert [name for name, _ in applied.refused] == [bad.name]
+        assert applied.written == 0
+    assert suspected == [{bad.name}]
+    assert nftables.read().elements == before
 
 
-def saved(family: Family, variant: Variant) -> str:
-    """iptables-save without its counters and comments, which hold the time."""
-    text = ToolDoor(family, variant).save()
-    return "\n".join(line for line in text.splitlines() if line.startswith("-A"))
+def test_what_is_served_without_its_annotation_is_told(nftables: NftablesBackend) -> None:
+    """When there is nothing to write as well: by a new process, and when the annotation comes or
+    goes alone."""
+    family = nftables.family
+    plan = own(0, family, pods=2)
+    wrong = replace(plan, annotations=((CHOICE_ANNOTATION, "dice"),))
+    now = whole(wrong)
+    Syncer(nftables).sync(now)
+    with closing(NftablesBackend(family)) as again:
+        syncer = Syncer(again)
+        applied = syncer.sync(now)
+        assert (applied.written, [name for name, _ in applied.refused]) == (0, [plan.name])
+        for each, told_of in ((plan, []), (wrong, [plan.name])):
+            now = successor(now, each)
+            applied = syncer.sync(now)
+            assert (applied.written, [name for name, _ in applied.refused]) == (0, told_of)
 
 
 def test_the_probe_leaves_nothing(nftables: NftablesBackend) -> None:

@@ -42,7 +42,7 @@ def test_what_is_said(notices: DeviceNotices, words: str, said: str) -> None:
     """The descriptor is readable and tells of the device; of others nothing is said."""
     ip(*words.split())
     if said:
-        assert select.select([notices], [], [], 1.0)[0]
+        assert select.select([notices], [], [], 20.0)[0]
     assert notices.drain() == said
     assert notices.drain() == ""
 

@@ -46,6 +46,22 @@ def test_a_device_stays_without_its_queues(empty: None) -> None:
     assert not tun.delete(NAME)
 
 
+def test_nothing_queues_before_the_reader(empty: None) -> None:
+    """Also where a device that is up had the kernel's queueing disciplines."""
+    for queue in tun.open_queues(NAME, 1):
+        os.close(queue)
+    for words in (f"qdisc replace dev {NAME} root pfifo", f"qdisc show dev {NAME}"):
+        told = command.run(["tc", *words.split()]).stdout.decode()
+    assert told.startswith("qdisc pfifo ")
+    for up in (False, True):
+        if up:
+            command.run(["ip", "link", "set", NAME, "up"])
+        for queue in tun.open_queues(NAME, 2):
+            os.close(queue)
+        told = command.run(["tc", "qdisc", "show", "dev", NAME]).stdout.decode()
+        assert [line.split()[1] for line in told.splitlines()] == ["noqueue"]
+
+
 def test_a_device_of_another_kind_is_left_alone(empty: None) -> None:
     """Neither opened nor deleted."""
     command.run(["ip", "link", "add", NAME, "type", "bridge"])

@@ -16,18 +16,16 @@ from kproxy.backends.base import Harm
 from kproxy.backends.fastpath import steer
 from kproxy.backends.fastpath.alarm import ALARM
 from kproxy.core.objects import Family
-from kproxy.kernel.nftables import Event, Kind, Listener, generations
-from kproxy.kernel.routing_notices import (
+from kproxy.kernel.routing_notices import DEL_RULE, NEW_RULE, Notice, RoutingNotices
+from kproxy.kernel.rtnetlink import (
+    DEL_ADDRESS,
+    DEL_LINK,
     DEL_ROUTE,
-    DEL_RULE,
+    NEW_LINK,
     NEW_ROUTE,
-    NEW_RULE,
-    Notice,
-    RoutingNotices,
+    index_of,
 )
-from kproxy.kernel.rtnetlink import DEL_ADDRESS, DEL_LINK, NEW_LINK, index_of
-
-_VERSIONS = {2: Family.IPV4, 10: Family.IPV6}
+from kproxy.kernel.transactions import Transactions, of_table
 
 
 def watch(families: Iterable[Family]) -> FastpathWatch:
@@ -39,13 +37,10 @@ class FastpathWatch:
     """See :class:`kproxy.backends.base.Watch`."""
 
     def __init__(self, families: tuple[Family, ...]) -> None:
-        self._families = families
         self._plans = [steer.plan(family) for family in families]
         self._routing = RoutingNotices()
-        self._rules = Listener()
-        self._generation = self._rules.generation()
+        self._rules = Transactions(of_table(steer.TABLE, families))
         self._devices = self._indexes()
-        self._touched = ""
         self._paused = False
         #: Looks come from the loop, syncs from another thread.
         self._lock = threading.Lock()
@@ -62,10 +57,8 @@ class FastpathWatch:
 
     def pause(self) -> str:
         with self._lock:
-            noticed = self._look()
-            self._rules.deafen()
-            # What came before that is heard, what comes after it is counted.
-            noticed = self._look() or noticed
+            before, rules = self._look(), self._rules.pause()
+            noticed = rules or self._look_at_routing() or before
             for each in (self._routing, ALARM):
                 self._epoll.unregister(each.fileno())
             self._paused = True
@@ -77,18 +70,12 @@ class FastpathWatch:
         with self._lock:
             self._routing.drain()
             stopped = ALARM.heard()
-            self._rules.hear()
-            now = self._rules.generation()
-            others = generations(self._generation, now) - (transactions or 0)
-            self._generation, self._touched, self._paused = now, "", False
+            noticed = self._rules.resume(transactions)
+            self._paused = False
             self._devices = self._indexes()
             for each in (self._routing, ALARM):
                 self._epoll.register(each.fileno(), select.EPOLLIN)
-            if stopped:
-                return "the engine stopped"
-            if transactions is None or others == 0:
-                return ""
-            return f"{others} transactions of others during a sync"
+            return "the engine stopped" if stopped else noticed
 
     def harm(self) -> Harm:
         # The mode is read as a whole.
@@ -106,13 +93,18 @@ class FastpathWatch:
     # --- what is said ---
 
     def _look(self) -> str:
+        # Both: what has been noticed already is no news after the sync.
+        routing, rules = self._look_at_routing(), self._rules.look()
+        return rules or routing
+
+    def _look_at_routing(self) -> str:
         noticed = "the engine stopped" if ALARM.heard() else ""
         found, lost = self._routing.drain()
         if lost:
             noticed = noticed or "more changes of routes than could be told"
         for notice in found:
             noticed = noticed or self._concern(notice)
-        return self._look_at_rules() or noticed
+        return noticed
 
     def _concern(self, notice: Notice) -> str:
         if notice.kind in (NEW_LINK, DEL_LINK):
@@ -136,26 +128,3 @@ class FastpathWatch:
         if notice.kind == DEL_LINK:
             return f"device {name} deleted"
         return "" if notice.up else f"device {name} set down"
-
-    def _look_at_rules(self) -> str:
-        found, lost = self._rules.heard()
-        if lost:
-            self._generation, self._touched = self._rules.generation(), ""
-            return "more changes of rules than could be told"
-        noticed = ""
-        for event in found:
-            if event.kind is not Kind.NEWGEN:
-                self._touched = self._touched or self._of_table(event)
-                continue
-            if generations(self._generation, event.generation) < 1 << 31:
-                self._generation = event.generation
-            if self._touched:
-                noticed = noticed or f"{event.program} ({event.pid}) {self._touched}"
-            self._touched = ""
-        return noticed
-
-    def _of_table(self, event: Event) -> str:
-        family = _VERSIONS.get(event.family)
-        if family not in self._families or event.table != steer.TABLE:
-            return ""
-        return f"{event.kind.name} {event.table} {event.chain}".rstrip()

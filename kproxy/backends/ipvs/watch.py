@@ -45,6 +45,9 @@ PATIENCE = 100
 #: between a sync and the first look after it would else be taken for its work.
 CHEAP = 0.01
 
+#: The cheapest of so many listings says what one costs.
+_SAMPLES = 3
+
 State = TypeVar("State")
 
 #: Name -> (kind, number of members); absent: there is no such set.
@@ -117,14 +120,16 @@ class Listing(Generic[State]):
 
     def settle(self, now: float) -> None:
         """What is there now is as it should be."""
-        self._known = self._listed(now) if self._cost <= CHEAP else None
+        # Fewer than three may all have been held up by something else.
+        dear = len(self._last) == _SAMPLES and self._cost > CHEAP
+        self._known = None if dear else self._listed(now)
 
     def _listed(self, now: float) -> State:
         begun = self._clocks()
         state = self._take()
         cost = min(ended - started for ended, started in zip(self._clocks(), begun, strict=True))
         # One that took long among others that did not was held up by something else.
-        self._last = (*self._last[-2:], cost)
+        self._last = (*self._last, cost)[-_SAMPLES:]
         wait = self._budget.wait(self._cost)
         self._due = now + wait if wait else 0.0
         return state

@@ -14,7 +14,7 @@ from kproxy.backends.nftables.seats import Past, Place, Seats
 from kproxy.core.objects import Family, PortName
 
 #: Maps whose keys have slots in them.
-_SLOTTED = tuple(name for name in KINDS if name.endswith(("endpoints", "ids")))
+_SLOTTED = tuple(name for name in KINDS if name.endswith(("endpoints", "ids", "known")))
 
 
 def adopted(desired: Desired, held: Held) -> Desired:
@@ -50,13 +50,13 @@ class _Found:
 
     def places(self, pick: Pick, key: bytes) -> tuple[Place, ...]:
         """By slot, as far as there are slots; b"" where somebody took the endpoint away."""
-        slots = self._map(f"{pick.prefix}{'ids' if pick.stay else 'endpoints'}")
+        slots = self._map(f"{pick.prefix}ids" if pick.stay else pick.places)
         found: list[bytes] = []
         while (data := slots.get(key + elements.number(len(found)))) is not None:
             found.append(data)
         if not pick.stay:
             return tuple(found)
-        known = self._map(f"{pick.prefix}known")
+        known = self._map(pick.places)
         return tuple([known.get(key + number, b"") for number in found])
 
     def _map(self, name: str) -> Mapping[bytes, bytes]:

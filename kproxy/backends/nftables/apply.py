@@ -1,7 +1,8 @@
 """nftables mode: the backend that keeps a table in step with a plan.
 
-A change is one transaction: chains, elements and the end of chains that nothing leads to any more.
-Only a table that is not there, or not as this mode makes it, is made in a transaction of its own.
+Whatever has to be done is one transaction: chains, elements and the end of chains that nothing
+leads to any more. So is a whole table in place of one that cannot be mended: services are served
+all the while.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from kproxy.backends.nftables.door import NftDoor, Refused
 from kproxy.backends.nftables.elements import KINDS, Record, text, unpack
 from kproxy.backends.nftables.held import Held, Patch, diff, settled
 from kproxy.backends.nftables.render import Desired, render
-from kproxy.backends.nftables.rules import TABLE, WORD, Chain, Treat, base, chain_of, together
-from kproxy.backends.nftables.script import chain_text, skeleton
+from kproxy.backends.nftables.rules import Chain, Treat, chain_of, together
 from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import Snapshot
 from kproxy.errors import ContentError
@@ -40,7 +40,6 @@ class NftablesBackend:
         self._choice = choice
         #: What reading may find: the chains that were last wanted.
         self._wanted: Desired | None = None
-        self._notices: dict[PortName, str] = {}
 
     def probe(self) -> None:
         host.probe(self.family)
@@ -70,9 +69,7 @@ class NftablesBackend:
         return patch.names()
 
     def apply(self, patch: Patch) -> Applied:
-        transactions = self._rebuild(patch) if patch.rebuild else 0
-        transactions += self._change(patch)
-        self._note(patch)
+        transactions = self._change(patch)
         rules = sum(len(chain.rules) for chain in patch.chains)
         elements = sum(
             len(records) for sets in (patch.added, patch.gone) for records in sets.values()
@@ -85,24 +82,15 @@ class NftablesBackend:
             transactions=transactions,
         )
 
-    def _rebuild(self, patch: Patch) -> int:
-        """Table, maps and chains without elements, in place of what was there; the transactions."""
-        desired = patch.desired
-        frame, fixed = desired.frame, {chain.name for chain in base(desired.frame)}
-        more = [chain for name, chain in desired.chains.items() if name not in fixed]
-        made = skeleton(frame) + "".join(chain_text(chain, frame) for chain in more)
-        # The library cannot judge rules beside maps that are there already. Together, so that
-        # connections are translated throughout.
-        gone = f"delete table {WORD[self.family]} {TABLE}\n" if self.door.stands() else ""
-        self.door.run(gone + made)
-        return 1
-
     def _change(self, patch: Patch) -> int:
+        """Bring it about; the number of transactions."""
         chains: dict[str, tuple[bytes, ...]] = {}
-        if patch.chains and not patch.rebuild:
+        anew = None
+        if patch.chains:
             forms = self.door.learned(patch.desired.frame, _learnt(patch))
-            chains = {chain.name: forms.chains[chain.name][2] for chain in patch.chains}
-        change = wire.Change(patch.gone, patch.added, chains, patch.spare)
+            chains = {chain.name: forms.chains[chain.name][1] for chain in patch.chains}
+            anew = forms.anew() if patch.rebuild else None
+        change = wire.Change(patch.gone, patch.added, chains, patch.spare, anew)
         if not change:
             return 0
         try:
@@ -113,22 +101,10 @@ class NftablesBackend:
             raise _content(patch, refused, self.family) from refused
         return 1
 
-    def _note(self, patch: Patch) -> None:
-        """Annotations that make no sense."""
-        blocks = patch.desired.blocks
-        if patch.before is None:
-            self._notices = {name: one.notice for name, one in blocks.items() if one.notice}
-            return
-        snapshot = patch.desired.snapshot
-        for name in snapshot.changed | snapshot.removed:
-            self._notices.pop(name, None)
-            block = blocks.get(name)
-            if block is not None and block.notice:
-                self._notices[name] = block.notice
-
     def left_out(self) -> Iterator[tuple[PortName, str]]:
         """Service ports whose annotation makes no sense: they are served without."""
-        yield from sorted(self._notices.items())
+        if self._wanted is not None:
+            yield from sorted(self._wanted.notices.items())
 
     def close(self) -> None:
         self.door.close()

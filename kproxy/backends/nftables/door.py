@@ -1,8 +1,8 @@
-"""The door to nf_tables: rules by libnftables, elements by netlink messages of our own.
+"""The door to nf_tables: netlink messages of our own, with rules that libnftables has made.
 
 In the network namespace of the thread that first uses it. How the kernel gives back a rule depends
 on the library that made it: what ours look like is learned once from a table in a scratch
-namespace.
+namespace, and sent as those bytes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import TypeVar
 
 from kproxy.backends.nftables import wire
-from kproxy.backends.nftables.elements import KINDS, Record, attributes
+from kproxy.backends.nftables.elements import KINDS, Record, attribute, attributes
 from kproxy.backends.nftables.held import Held
 from kproxy.backends.nftables.library import Nft
 from kproxy.backends.nftables.rules import TABLE, WORD, Chain, Frame, base, leads
@@ -44,18 +44,19 @@ _GETTABLE, _TABLE_FLAGS = 1, 2
 _NAME, _HOOK, _POLICY, _TYPE = 3, 4, 5, 7
 _RULE_CHAIN, _EXPRESSIONS = 2, 4
 _CHAIN_FLAGS, _BINDING = 10, 0x4
+_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
 #: Flags, types and lengths of key and data; size, time-out, and what each element carries.
 _SET_NAME, _SET_ESSENCE = 2, (3, 4, 5, 6, 7, 9, 11, 17, 18)
+#: … of these, lists of attributes; and how the library would have a set shown.
+_SET_FLAGS, _SET_NESTS, _SET_NOTE, _NEST = 3, (9, 17, 18), 13, 0x8000
 _OF_TABLE = 1
 #: Of tables and sets, among their flags.
 _DORMANT, _ANONYMOUS = 0x1, 0x1
 _VERSIONS = {Family.IPV4: 2, Family.IPV6: 10}
 
-#: How the kernel gives a chain back: its type and policy, its hook, and the expressions of its
-#: rules.
-Form = tuple[bytes, bytes, tuple[bytes, ...]]
-#: … and a set: its flags, types and lengths.
-SetForm = tuple[bytes, ...]
+#: How the kernel gives a chain back: what makes it a base chain (hook, policy and type, as
+#: attributes; b"" for others), and the expressions of its rules.
+Form = tuple[bytes, tuple[bytes, ...]]
 
 Made = TypeVar("Made")
 
@@ -70,11 +71,19 @@ class Refused(ApplyError):
 
 
 class Forms(Value, frozen=True):
-    """What stands in a table, as the kernel gives it back. ``asleep``: none of it is in force."""
+    """What stands in a table, as the kernel gives it back. ``sets`` are attributes that say flags,
+    types and lengths, ``notes`` such that say how to show them. ``asleep``: none of it is in
+    force."""
 
     chains: dict[str, Form]
-    sets: Mapping[str, SetForm]
+    sets: Mapping[str, bytes]
+    notes: Mapping[str, bytes]
     asleep: bool = False
+
+    def anew(self) -> wire.Anew:
+        """To make the same table of."""
+        sets = {name: made + self.notes[name] for name, made in self.sets.items()}
+        return wire.Anew(sets, {name: head for name, (head, _) in self.chains.items() if head})
 
 
 class NftDoor:
@@ -91,7 +100,7 @@ class NftDoor:
     # --- writing ---
 
     def run(self, script: str) -> None:
-        """Rules: one transaction."""
+        """What nft reads: one transaction."""
         if self._nft is None:
             self._nft = Nft()
         self._nft.run(script)
@@ -136,7 +145,7 @@ class NftDoor:
         }
         for name, chain in wanted.items():
             # One whose hook is another cannot be mended.
-            if name in chains and there.chains[name][:2] != known.chains[name][:2]:
+            if name in chains and there.chains[name][0] != known.chains[name][0]:
                 whole = False
             if chain.hook is not None and name not in chains:
                 whole = False
@@ -145,7 +154,7 @@ class NftDoor:
 
     def forms(self, table: str = TABLE) -> Forms:
         """Chains, rules and sets, without elements."""
-        heads: dict[str, tuple[bytes, bytes]] = {}
+        heads: dict[str, bytes] = {}
         rules: dict[str, list[bytes]] = {}
         named = table.encode() + b"\0"
         for body in self._listing(wire.ask(wire.GETCHAIN, self.family, table)):
@@ -154,21 +163,21 @@ class NftDoor:
             # What a rule leads to without a name goes with the rule, and cannot be deleted.
             bound = int.from_bytes(found.get(_CHAIN_FLAGS, b"")) & _BINDING
             if found.get(_OF_TABLE) == named and not bound:
-                kind = found.get(_TYPE, b"") + found.get(_POLICY, b"")
-                heads[_text(found[_NAME])] = kind, _hook(found.get(_HOOK, b""))
+                heads[_text(found[_NAME])] = _head(found)
         for body in self._listing(wire.ask(wire.GETRULE, self.family, table)):
             found = attributes(body)
             expressions = found.get(_EXPRESSIONS, b"")
             rules.setdefault(_text(found[_RULE_CHAIN]), []).append(expressions)
-        sets = {}
+        sets, notes = {}, {}
         for body in self._listing(wire.ask(wire.GETSET, self.family, table)):
             found = attributes(body)
-            essence = tuple(found.get(each, b"") for each in _SET_ESSENCE)
             # What a rule has without a name goes with the rule.
-            if not int.from_bytes(essence[0]) & _ANONYMOUS:
-                sets[_text(found[_SET_NAME])] = essence
-        chains = {name: (*head, tuple(rules.get(name, ()))) for name, head in heads.items()}
-        return Forms(chains, sets, bool((self._flags(table) or 0) & _DORMANT))
+            if not int.from_bytes(found.get(_SET_FLAGS, b"")) & _ANONYMOUS:
+                name = _text(found[_SET_NAME])
+                sets[name] = _packed(found, _SET_ESSENCE, _SET_NESTS)
+                notes[name] = _packed(found, (_SET_NOTE,))
+        chains = {name: (head, tuple(rules.get(name, ()))) for name, head in heads.items()}
+        return Forms(chains, sets, notes, bool((self._flags(table) or 0) & _DORMANT))
 
     def _flags(self, table: str) -> int | None:
         """Of a table; None when there is none."""
@@ -214,7 +223,7 @@ class NftDoor:
 
     def learned(self, frame: Frame, wanted: Mapping[str, Chain]) -> Forms:
         """How the kernel gives back what the mode makes; of all chains since the frame changed."""
-        known = self._learned.get(frame, Forms({}, {}))
+        known = self._learned.get(frame, Forms({}, {}, {}))
         more = wanted.keys() - known.chains.keys()
         if not more and known.sets:
             return known
@@ -229,7 +238,7 @@ class NftDoor:
             found = scratch.forms()
         for name in led:
             del found.chains[name]
-        known = Forms({**found.chains, **known.chains}, found.sets)
+        known = Forms({**found.chains, **known.chains}, found.sets, found.notes)
         self._learned = {frame: known}
         return known
 
@@ -330,10 +339,19 @@ def _text(value: bytes) -> str:
     return value.rstrip(b"\0").decode(errors="replace")
 
 
-def _hook(nest: bytes) -> bytes:
-    """Number and priority."""
-    found = attributes(nest)
-    return found.get(1, b"") + found.get(2, b"")
+def _head(found: Mapping[int, bytes]) -> bytes:
+    """Of a chain: its hook's number and priority, its policy and its type."""
+    hook = _packed(attributes(found.get(_HOOK, b"")), (_HOOK_NUMBER, _HOOK_PRIORITY))
+    return _packed({**found, _HOOK: hook}, (_HOOK, _POLICY, _TYPE), (_HOOK,))
+
+
+def _packed(found: Mapping[int, bytes], kinds: Iterable[int], nests: Collection[int] = ()) -> bytes:
+    """Attributes of some kinds as they are sent; those that are not there, or empty, are not."""
+    return b"".join(
+        attribute(kind | (_NEST if kind in nests else 0), found[kind])
+        for kind in kinds
+        if found.get(kind)
+    )
 
 
 def _refused(batch: wire.Batch, answer: wire.Answer) -> Refused:

@@ -7,7 +7,7 @@ from contextlib import closing
 from kproxy.backends.nftables import library
 from kproxy.backends.nftables.door import NftDoor
 from kproxy.backends.nftables.render import frame_of
-from kproxy.backends.nftables.rules import Fence, Pick, Spec, Treat, Way, chain_of
+from kproxy.backends.nftables.rules import ALWAYS, Fence, Pick, Spec, Treat, Way, chain_of
 from kproxy.backends.nftables.script import chain_text, skeleton
 from kproxy.core.objects import Family
 from kproxy.core.snapshot import LocalDetector, NodeSettings, Snapshot
@@ -33,7 +33,13 @@ def _everything(family: Family) -> str:
     """Rules of every kind."""
     settings = NodeSettings("probe", detector=LocalDetector(prefix="kp"))
     frame = frame_of(Snapshot(family=family, settings=settings, ports={}))
-    picks = [Pick(2), Pick(2, by_client=True), Pick(2, stay=10), Pick(2, node=True)]
+    picks = [
+        Pick(2),
+        Pick(2, by_client=True),
+        Pick(2, stay=10),
+        Pick(2, node=True),
+        Pick(ALWAYS + 1),
+    ]
     specs: list[Spec] = [*picks, Pick(2, local=True, stay=10), Fence((8, 24))]
     specs += [Treat(way, picks[0]) for way in Way]
     chains = "".join(chain_text(chain_of(spec, frame), frame) for spec in specs)

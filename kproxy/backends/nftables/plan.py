@@ -174,13 +174,13 @@ class _Maker:
         self.leads.setdefault(use, (pick, key))
         keys = [key + elements.number(slot) for slot in range(len(places))]
         if not pick.stay:
-            self._add(f"{pick.prefix}endpoints", *elements.entries(keys, places))
+            self._add(pick.places, *elements.entries(keys, places))
             return
         ids = _ids(places)
         numbers = [elements.number(ids[place]) for place in places]
         self._add(f"{pick.prefix}ids", *elements.entries(keys, numbers))
         known = [key + elements.number(number) for number in ids.values()]
-        self._add(f"{pick.prefix}known", *elements.entries(known, list(ids)))
+        self._add(pick.places, *elements.entries(known, list(ids)))
 
     def _restrict(self, key: bytes) -> None:
         # Ranges within each other are more elements than they need be.

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from functools import cache
 from typing import TypeVar
+
+from msgspec.structs import replace
 
 from kproxy.backends.nftables import elements
 from kproxy.backends.nftables.elements import NODE_ADDRESSES, Record
 from kproxy.backends.nftables.plan import CHOICES, Block, Elements, block
-from kproxy.backends.nftables.rules import Chain, Frame, Pick, Spec, Treat, Way, base, chain_of
+from kproxy.backends.nftables.rules import (
+    ALWAYS,
+    Chain,
+    Frame,
+    Pick,
+    Spec,
+    Treat,
+    Way,
+    base,
+    chain_of,
+)
 from kproxy.backends.nftables.seats import NO_PAST, Past
 from kproxy.core.objects import PortName
 from kproxy.core.snapshot import NodeSettings, Snapshot
@@ -21,22 +33,18 @@ Key = TypeVar("Key", bound=Hashable)
 Owned = Mapping[tuple[str, Record], int]
 
 
-#: Up to so many slots, the chains of cluster IPs stand whether somebody has that many or not: for a
-#: chain that looks up a map the kernel walks along all elements of that map (nf_tables_bind_set,
-#: 4 ms for 110,000).
-ALWAYS = 64
-
-
 class Desired:
     """All that has to stand for one Snapshot. Not edited after it is made.
 
     ``choice`` is that of service ports that say nothing of it. ``own`` is the number of elements
     that belong to one service port each. ``shared`` counts the owners of elements that may have
     several, ``specs`` the users of chains; ``common`` are elements that belong to no service port.
+    ``notices`` are annotations that make no sense.
     """
 
     __slots__ = (
-        *("_chains", "blocks", "choice", "common", "frame", "own", "shared", "snapshot", "specs"),
+        *("_chains", "blocks", "choice", "common", "frame", "notices", "own", "shared"),
+        *("snapshot", "specs"),
     )
 
     def __init__(
@@ -49,6 +57,7 @@ class Desired:
         shared: Owned,
         specs: Mapping[Spec, int],
         common: Elements,
+        notices: Mapping[PortName, str],
     ) -> None:
         self.snapshot = snapshot
         self.frame = frame
@@ -58,6 +67,7 @@ class Desired:
         self.shared = shared
         self.specs = specs
         self.common = common
+        self.notices = notices
         self._chains: dict[str, Chain] | None = None
 
     @property
@@ -102,6 +112,7 @@ class Desired:
             self.shared,
             self.specs,
             self.common,
+            self.notices,
         )
 
 
@@ -150,7 +161,19 @@ def render(snapshot: Snapshot, previous: Desired | None, choice: str = "random")
         previous.own + sum(_size(new) - _size(old) for old, new in pairs),
         *_moved(previous, pairs),
         previous.common,
+        _noticed(previous.notices, fresh, snapshot.removed),
     )
+
+
+def _noticed(
+    before: Mapping[PortName, str], fresh: Mapping[PortName, Block], removed: Collection[PortName]
+) -> Mapping[PortName, str]:
+    """The notices after some blocks have changed or gone."""
+    now = {name: one.notice for name, one in fresh.items() if one.notice}
+    if not now and before.keys().isdisjoint((*fresh, *removed)):
+        return before
+    kept = {name: said for name, said in before.items() if name not in fresh}
+    return {name: said for name, said in (kept | now).items() if name not in removed}
 
 
 def _whole(snapshot: Snapshot, previous: Desired | None, choice: str) -> Desired:
@@ -174,14 +197,18 @@ def _whole(snapshot: Snapshot, previous: Desired | None, choice: str) -> Desired
         specs[spec] = specs.get(spec, 0) + 1
     own = sum(map(_size, blocks.values()))
     common = _common(settings)
-    return Desired(snapshot, frame_of(snapshot), choice, blocks, own, shared, specs, common)
+    notices = _noticed({}, blocks, ())
+    frame = frame_of(snapshot)
+    return Desired(snapshot, frame, choice, blocks, own, shared, specs, common, notices)
 
 
 @cache
 def always(choice: str) -> tuple[Spec, ...]:
-    """What leads to chains that always stand, see :data:`ALWAYS`."""
+    """What leads to chains that always stand, see
+    :data:`~kproxy.backends.nftables.rules.ALWAYS`."""
     picks = [Pick(size, by_client=CHOICES[choice]) for size in range(ALWAYS + 1)]
-    return (*(Treat(Way.INSIDE, pick) for pick in picks), *picks[1:])
+    of_node_ports = [replace(pick, node=True) for pick in picks[1:]]
+    return (*(Treat(Way.INSIDE, pick) for pick in picks), *picks[1:], *of_node_ports)
 
 
 def _size(one: Block | None) -> int:

@@ -20,6 +20,12 @@ from kproxy.core.snapshot import LocalDetector, NodeSettings
 TABLE = "kproxy"
 WORD = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
+#: Up to so many slots a chain looks up the endpoint of its slot itself, and those that choose for
+#: cluster IPs and node ports stand whether somebody has that many or not: for a chain that looks up
+#: a map the kernel walks along all elements of that map (nf_tables_bind_set, 4 ms for 110,000).
+#: Beyond, a slot's number is handed to a chain that all numbers of slots share.
+ALWAYS = 64
+
 #: All nodes choose alike: a client that comes by another node gets the same endpoint.
 HASH_SEED = 0x6B70726F
 
@@ -100,6 +106,21 @@ class Choose(Value, frozen=True):
     by_client: bool
 
 
+class Draw(Value, frozen=True):
+    """Put the number of one of ``size`` slots, by chance or by the client, into the packet's
+    priority, and go to a chain that sends it there."""
+
+    chain: str
+    size: int
+    by_client: bool
+
+
+class Send(Value, frozen=True):
+    """DNAT to the endpoint that a map has for the packet's priority."""
+
+    map: str
+
+
 class Step(Enum):
     """The steps of affinity, see :func:`_staying`."""
 
@@ -120,7 +141,7 @@ class Stay(Value, frozen=True):
 
 
 Condition = When | ToRange | Permitted
-Action = Do | Go | Ask | Choose | Stay
+Action = Do | Go | Ask | Choose | Draw | Send | Stay
 
 
 class Rule(NamedTuple):
@@ -157,6 +178,16 @@ class Pick(Value, frozen=True):
     def prefix(self) -> str:
         """Of its maps."""
         return f"{'node-' * self.node}{'local-' * self.local}"
+
+    @property
+    def direct(self) -> bool:
+        """Whether its chain looks up the endpoint of a slot itself."""
+        return not self.stay and self.size <= ALWAYS
+
+    @property
+    def places(self) -> str:
+        """The map that has its endpoints: by slot, or by their ids where clients stay."""
+        return f"{self.prefix}{'endpoints' if self.direct else 'known'}"
 
     @property
     def words(self) -> str:
@@ -259,9 +290,10 @@ def _onwards(pick: Pick, masquerade: bool) -> tuple[Action, ...]:
 
 
 def _pick(pick: Pick, frame: Frame) -> list[Rule]:
+    if pick.direct:
+        return [Rule((), (Choose(pick.places, pick.size, pick.by_client),))]
     if not pick.stay:
-        choose = Choose(f"{pick.prefix}endpoints", pick.size, pick.by_client)
-        return [Rule((), (choose,))]
+        return [Rule((), (Draw(f"{pick.prefix}send", pick.size, pick.by_client),))]
     return [Rule((), (Stay(step, pick),)) for step in _staying(frame.family)]
 
 
@@ -293,12 +325,19 @@ def together(spec: Spec) -> list[Spec]:
 
 def leads(chain: Chain) -> set[str]:
     """Names of the chains that its rules go to."""
-    return {action.chain for rule in chain.rules for action in rule.then if isinstance(action, Go)}
+    return {
+        action.chain
+        for rule in chain.rules
+        for action in rule.then
+        if isinstance(action, Go | Draw)
+    }
 
 
 # --- base chains ----------------------------------------------------------------------------------
 
 REFUSE = "refuse"
+#: Which maps: of addresses or node ports, of the main or the Local set; see :attr:`Pick.prefix`.
+_WAYS = ("", "local-", "node-", "node-local-")
 
 
 def base(frame: Frame) -> tuple[Chain, ...]:
@@ -311,6 +350,7 @@ def base(frame: Frame) -> tuple[Chain, ...]:
     strangers += [Rule((ToRange(cidr), When.NOT_STEERED), (Do.DROP,)) for cidr in frame.ranges]
     return (
         Chain(REFUSE, (Rule((When.TCP,), (Do.RESET,)), Rule((), (Do.REFUSE,)))),
+        *(Chain(f"{way}send", (Rule((), (Send(f"{way}known"),)),)) for way in _WAYS),
         Chain("sources", (Rule((), (Ask("restricted"),)),)),
         Chain("services", (
             Rule((), (Ask("ways"),)),

@@ -24,11 +24,13 @@ from kproxy.backends.nftables.rules import (
     Choose,
     Condition,
     Do,
+    Draw,
     Frame,
     Go,
     Permitted,
     Pick,
     Rule,
+    Send,
     Step,
     ToRange,
     When,
@@ -115,6 +117,11 @@ def _action(one: Action, frame: Frame) -> str:
     if isinstance(one, Choose):
         slot = _slot(one.size, one.by_client, word)
         return f"dnat {word} to {_key(one.map, word)} . {slot} map @{one.map}"
+    if isinstance(one, Draw):
+        slot = _slot(one.size, one.by_client, word)
+        return f"meta priority set {slot} goto {one.chain}"
+    if isinstance(one, Send):
+        return f"dnat {word} to {_key(one.map, word)} . meta priority map @{one.map}"
     return _stay(one.step, one.pick, frame)
 
 

@@ -20,9 +20,11 @@ from kproxy.backends.nftables.rules import (
     Choose,
     Condition,
     Do,
+    Draw,
     Go,
     Permitted,
     Pick,
+    Send,
     Stay,
     Step,
     ToRange,
@@ -74,6 +76,7 @@ class _State(Value, frozen=True):
     fate: Fate | None = None
     masqueraded: bool = False
     note: Note | None = None
+    priority: int = 0
 
 
 #: What affinity remembers: client and number of a service port -> id of an endpoint.
@@ -160,15 +163,24 @@ class Walker:
             key = self._key(action.map, packet, state)
             slots = (self._maps[action.map][*key, slot] for slot in range(action.size))
             return iter([_to(state, element) for element in slots])
+        if isinstance(action, Draw):
+            return self._drawn(packet, state, action)
+        if isinstance(action, Send):
+            key = self._key(action.map, packet, state)
+            return iter([_to(state, self._maps[action.map][*key, state.priority])])
         assert isinstance(action, Do)
         if action in _ENDS:
             return iter([_with(state, **_ENDS[action])])
         return _with(state, **_GOES_ON[action])
 
+    def _drawn(self, packet: Packet, state: _State, draw: Draw) -> Iterator[_State]:
+        for slot in range(draw.size):
+            yield from self._chain(packet, _with(state, priority=slot), self._chains[draw.chain])
+
     def _stay(self, packet: Packet, state: _State, chain: Chain) -> Iterator[_State]:
         pick = _pick_of(chain)
         key = self._key(pick.prefix, packet, state)
-        known = self._maps[f"{pick.prefix}known"]
+        known = self._maps[pick.places]
         name = _number(self._maps[f"{'node-' * pick.node}names"][key])
         kept = self._memory.get((packet.source, name))
         ids = [kept] if kept is not None and (*key, kept) in known else []

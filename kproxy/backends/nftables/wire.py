@@ -18,6 +18,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _NEST = 0x8000
 _SUBSYSTEM = 10
 _BEGIN, _END = 0x10, 0x11
+NEWTABLE, DELTABLE, NEWSET = 0, 2, 9
 NEWCHAIN, DELCHAIN, NEWRULE, DELRULE = 3, 5, 6, 8
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
 GETCHAIN, GETRULE, GETSET = 4, 7, 10
@@ -27,7 +28,7 @@ _ERROR, _DONE = 2, 3
 _CAPPED, _TLVS = 0x100, 0x200
 _ERROR_OFFSET = 2
 _VERSIONS = {Family.IPV4: 2, Family.IPV6: 10}
-_TABLE, _SET, _ELEMENTS = 1, 2, 3
+_TABLE, _SET, _ELEMENTS, _SET_ID = 1, 2, 3, 10
 _CHAIN_NAME, _RULE_CHAIN, _EXPRESSIONS = 3, 2, 4
 #: Bytes of elements in one message: the length of an attribute is 16 bits.
 _MOST = 60_000
@@ -58,17 +59,26 @@ class Batch(Value, frozen=True):
     messages: tuple[Message | None, ...]
 
 
+class Anew(Value, frozen=True, eq=False):
+    """A table from nothing, whatever stood in its place: attributes of its sets, and of chains with
+    a hook, as the kernel gives them back."""
+
+    sets: Mapping[str, bytes]
+    hooks: Mapping[str, bytes]
+
+
 class Change(Value, frozen=True, eq=False):
-    """``chains`` are made, or made anew, of expressions as the kernel gives them back; then
-    elements are taken out and put in; then ``spare`` chains go."""
+    """A table is made ``anew``; ``chains`` are made, or made anew, of expressions as the kernel
+    gives them back; then elements are taken out and put in; then ``spare`` chains go."""
 
     gone: Mapping[str, Sequence[Record]] = {}
     added: Mapping[str, Sequence[Record]] = {}
     chains: Mapping[str, Sequence[bytes]] = {}
     spare: Sequence[str] = ()
+    anew: Anew | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.gone or self.added or self.chains or self.spare)
+        return bool(self.gone or self.added or self.chains or self.spare or self.anew)
 
 
 #: Kind, flags, attributes, and the elements that it is about.
@@ -78,7 +88,8 @@ _Step = tuple[int, int, bytes, Message | None]
 def batch(family: Family, table: str, change: Change) -> Batch:
     """All of a change as one transaction."""
     steps = [
-        *_make_chains(table, change.chains),
+        *(_make_table(table, change.anew.sets) if change.anew else ()),
+        *_make_chains(table, change.chains, change.anew.hooks if change.anew else {}),
         *_elements(table, DELSETELEM, 0, _bare(change.gone)),
         *_elements(table, NEWSETELEM, _CREATE, change.added),
         *_take_chains(table, change.spare),
@@ -92,10 +103,23 @@ def batch(family: Family, table: str, change: Change) -> Batch:
     return Batch(b"".join(parts), tuple(message for _, _, _, message in steps))
 
 
-def _make_chains(table: str, chains: Mapping[str, Sequence[bytes]]) -> Iterator[_Step]:
+def _make_table(table: str, sets: Mapping[str, bytes]) -> Iterator[_Step]:
+    of_table = attribute(_TABLE, _zero(table))
+    # Made before it is deleted: a table that is not there cannot be.
+    for kind, flags in ((NEWTABLE, _CREATE), (DELTABLE, 0), (NEWTABLE, _CREATE)):
+        yield kind, flags, of_table, None
+    for number, (name, made) in enumerate(sets.items(), 1):
+        which = attribute(_SET, _zero(name)) + attribute(_SET_ID, number.to_bytes(4))
+        yield NEWSET, _CREATE, of_table + which + made, None
+
+
+def _make_chains(
+    table: str, chains: Mapping[str, Sequence[bytes]], hooks: Mapping[str, bytes]
+) -> Iterator[_Step]:
     of_table = attribute(_TABLE, _zero(table))
     for name in chains:
-        yield NEWCHAIN, _CREATE, of_table + attribute(_CHAIN_NAME, _zero(name)), None
+        made = attribute(_CHAIN_NAME, _zero(name)) + hooks.get(name, b"")
+        yield NEWCHAIN, _CREATE, of_table + made, None
     for name, rules in chains.items():
         of_chain = of_table + attribute(_RULE_CHAIN, _zero(name))
         yield DELRULE, 0, of_chain, None

@@ -19,8 +19,9 @@ from kproxy.backends.xtables.layout import Layout
 from kproxy.backends.xtables.rules import Table
 from kproxy.backends.xtables.variant import Variant
 from kproxy.core.objects import Family
-from kproxy.kernel.nftables import Event, Kind, Listener, generations
+from kproxy.kernel.nftables import Event, Kind
 from kproxy.kernel.timer import Ticker
+from kproxy.kernel.transactions import Transactions
 from kproxy.kernel.xtables import Tables
 from kproxy.kernel.xtables import entries as entries_of
 
@@ -32,8 +33,6 @@ Sizes = Mapping[tuple[Family, Table], bytes | None]
 PERIOD = 0.2
 
 _TABLES = {table.value: table for table in Table}
-#: linux/netfilter.h: NFPROTO_IPV4, NFPROTO_IPV6
-_PROTOCOLS = {2: Family.IPV4, 10: Family.IPV6}
 
 
 def watch(
@@ -129,68 +128,40 @@ class NftWatch:
     def __init__(self, families: Iterable[Family], layout: Layout) -> None:
         self._families = frozenset(families)
         self._layout = layout
-        self._listener = Listener()
-        #: Everything up to here has been heard, or is ours.
-        self._generation = self._listener.generation()
-        self._touched = ""
-        self._harm: Harm = {}
+        #: Table and chain of what others changed, since harm was last asked for.
+        self._places: dict[Family, set[tuple[str, str]]] = defaultdict(set)
+        self._transactions = Transactions(self._concern)
         self._paused = False
 
     def fileno(self) -> int:
-        return self._listener.fileno()
+        return self._transactions.fileno()
 
     def look(self) -> str:
-        if self._paused:
-            return ""
-        found, lost = self._listener.heard()
-        if lost:
-            self._generation, self._touched, self._harm = self._listener.generation(), "", None
-            return "more changes than could be told"
-        noticed = ""
-        places: dict[Family, set[tuple[str, str]]] = defaultdict(set)
-        for event in found:
-            if event.kind is not Kind.NEWGEN:
-                if what := self._concern(event):
-                    self._touched = self._touched or what
-                    places[_PROTOCOLS[event.family]].add((event.table, event.chain))
-                continue
-            if generations(self._generation, event.generation) < 1 << 31:
-                self._generation = event.generation
-            if self._touched:
-                noticed = noticed or f"{event.program} ({event.pid}) {self._touched}"
-            self._touched = ""
-        self._harm = worse(self._harm, _scopes(places))
-        return noticed
+        return "" if self._paused else self._transactions.look()
 
     def pause(self) -> str:
-        noticed = self.look()
-        self._listener.deafen()
-        # What came before that is heard, what comes after it is counted.
-        noticed = self.look() or noticed
         self._paused = True
-        return noticed
+        return self._transactions.pause()
 
     def resume(
         self, transactions: int | None, entries: Mapping[Family, Mapping[str, int]] | None = None
     ) -> str:
-        self._listener.hear()
-        now = self._listener.generation()
-        others = generations(self._generation, now) - (transactions or 0)
-        self._generation, self._touched, self._paused = now, "", False
-        if transactions is None or others == 0:
-            return ""
-        self._harm = None
-        return f"{others} transactions of others during a sync"
+        self._paused = False
+        return self._transactions.resume(transactions)
 
     def harm(self) -> Harm:
-        harm, self._harm = self._harm, {}
+        harm = None if self._transactions.missed() else _scopes(self._places)
+        self._places.clear()
         return harm
 
     def close(self) -> None:
-        self._listener.close()
+        self._transactions.close()
 
     def _concern(self, event: Event) -> str:
-        return concern(event, self._families, self._layout)
+        what = concern(event, self._families, self._layout)
+        if what and event.version is not None:
+            self._places[event.version].add((event.table, event.chain))
+        return what
 
 
 def _scopes(places: Mapping[Family, Iterable[tuple[str, str]]]) -> dict[Family, Scope]:
@@ -210,9 +181,9 @@ def concern(event: Event, families: frozenset[Family], layout: Layout) -> str:
     A rule that somebody adds to a base chain is theirs; one that is deleted there may be our jump.
     """
     table = _TABLES.get(event.table)
-    if table is None or _PROTOCOLS.get(event.family) not in families:
+    if table is None or event.version not in families:
         return ""
-    what = f"{event.kind.name} {table} {event.chain}".rstrip()
+    what = event.what
     if event.kind in (Kind.NEWTABLE, Kind.DELTABLE) or layout.owns(table, event.chain):
         return what
     taken = event.kind in (Kind.DELCHAIN, Kind.DELRULE)

@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from kproxy.backends.nftables.elements import KINDS, unpack
 from kproxy.backends.nftables.held import Held, diff, settled
-from kproxy.backends.nftables.render import ALWAYS, Desired, render
+from kproxy.backends.nftables.render import Desired, render
+from kproxy.backends.nftables.rules import ALWAYS
 from kproxy.core.objects import Family
 from kproxy.core.snapshot import Endpoint, EndpointSets
 from tests.backends.iptables.plans import port, settings, snapshot, successor

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 from msgspec.structs import replace
 
 from kproxy.backends.nftables.elements import KINDS, text, unpack
 from kproxy.backends.nftables.plan import CHOICE_ANNOTATION, Block, block
-from kproxy.backends.nftables.render import always, render
-from kproxy.backends.nftables.rules import Fence
+from kproxy.backends.nftables.render import always, frame_of, render
+from kproxy.backends.nftables.rules import ALWAYS, Choose, Fence, Pick, Spec, chain_of
 from kproxy.backends.nftables.walk import Fate, Outcome, Packet, Walker
 from kproxy.core.objects import Family
+from kproxy.core.snapshot import Endpoint, EndpointSets
 from tests.backends.iptables.plans import LOCAL, port, settings, snapshot, successor, weighed
 
 V4 = Family.IPV4
@@ -57,6 +60,39 @@ def test_external_addresses(
     assert texts(made, "unserved") == [f"{key} : {what}" for what in unserved]
 
 
+def many(count: int) -> EndpointSets:
+    ends = tuple(Endpoint(f"10.180.7.{each}", 80, local=False) for each in range(1, count + 1))
+    return EndpointSets(cluster=ends, local=None, all=ends, has_any=True)
+
+
+@pytest.mark.parametrize("choice", ["random", "hash"])
+@pytest.mark.parametrize(
+    ("count", "places", "others"),
+    [(ALWAYS, "endpoints", "known"), (ALWAYS + 1, "known", "endpoints")],
+)
+def test_many_slots(choice: str, count: int, places: str, others: str) -> None:
+    """Their endpoints are in another map, by the same slots, and packets come to all of them."""
+    plan = replace(port(ways="cn"), endpoints=many(count))
+    made = render(snapshot(plan), None, choice)
+    for way, key in (("", "172.30.0.41 . tcp . 80"), ("node-", "tcp . 30080")):
+        assert texts(made.blocks[plan.name], f"{way}{others}") == []
+        rows = texts(made.blocks[plan.name], f"{way}{places}")
+        assert rows[-1] == f"{key} . {count - 1} : 10.180.7.{count} . 80"
+    walker = Walker(made, ["192.168.0.2"])
+    for address, number in (("172.30.0.41", 80), ("192.168.0.2", 30080)):
+        found = walker.outcomes(Packet("203.0.113.9", address, "tcp", number, "eth0"))
+        assert {one.endpoint for one in found} == {(end.ip, end.port) for end in plan.endpoints.all}
+
+
+def test_no_chain_for_many_slots_looks_up_endpoints() -> None:
+    """For one that does, the kernel walks along all of them."""
+    frame = frame_of(snapshot(port()))
+    specs: list[Spec] = [Pick(ALWAYS + 1, *ways) for ways in product((False, True), repeat=2)]
+    for spec in specs:
+        (rule,) = chain_of(spec, frame).rules
+        assert not any(isinstance(action, Choose) for action in rule.then)
+
+
 def test_an_address_comes_before_a_node_port() -> None:
     """A service without endpoints refuses on its address, though that be another's node port."""
     plan = replace(port("a", ways="e", pods=0, number=30080), external_ips=("192.168.0.2",))
@@ -97,6 +133,25 @@ def test_the_choice_can_be_the_clients() -> None:
     assert names(block(port(), settings(), "hash")) == {"inside-2-hash", "pick-2-hash"}
     assert names(block(wrong, settings())) == {"inside-2", "pick-2"}
     assert "dice" in block(wrong, settings()).notice
+
+
+def test_an_annotation_that_makes_no_sense_is_told_of() -> None:
+    """As long as it is there, whether anything else changes with it or not."""
+    asks = {
+        word: replace(port(), annotations=((CHOICE_ANNOTATION, word),))
+        for word in ("dice", "random")
+    }
+    first = render(snapshot(asks["random"], port("other")), None)
+    second = render(successor(first.snapshot, asks["dice"]), first)
+    third = render(successor(second.snapshot, port("other")), second)
+    assert (second.elements(), first.notices) == (first.elements(), {})
+    assert list(second.notices) == list(third.notices) == [port().name]
+    assert third.notices is second.notices
+    for snapshot_ in (
+        successor(third.snapshot, asks["random"]),
+        successor(third.snapshot, removed=(port().name,)),
+    ):
+        assert render(snapshot_, third).notices == {}
 
 
 def test_a_restricted_address_names_its_sources() -> None:

@@ -23,7 +23,7 @@ from kproxy.kernel.dummy import RefusedAddress
 from kproxy.kernel.ipset import Change
 
 SCHEDULERS = frozenset(
-    ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf")
+    ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos")
 )
 
 _PREFIX = {Family.IPV4: 32, Family.IPV6: 128}

@@ -39,7 +39,7 @@ PODS = ("10.180.0.1", "10.180.0.2", "10.180.0.3")
 DEVICE = "veth0"
 
 #: Seconds within which the kernel must have counted a packet.
-_PATIENCE = 5.0
+_PATIENCE = 20.0
 
 
 def _service(name, ip, *, node_port=0, **fields):

@@ -40,8 +40,8 @@ PAIRS = [(old, new) for old in Variant for new in Variant]
 THEIRS = "*nat\n:MINE - [0:0]\n-A MINE -j RETURN\n-A OUTPUT -j MINE\nCOMMIT\n"
 ROUTE_LOCALNET, TW_REUSE = "net/ipv4/conf/all/route_localnet", "net/ipv4/tcp_tw_reuse"
 AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-#: Twice the longest period of looks.
-PATIENCE = 1.0
+#: Many times the longest period of looks.
+PATIENCE = 20.0
 
 
 @pytest.fixture(autouse=True)

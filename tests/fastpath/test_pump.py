@@ -111,7 +111,7 @@ def test_a_datagram_arrives_translated() -> None:
     """What a socket sends to the service is the pod's, from the client's own address."""
     with pumped() as (pump,), socket.socket(type=socket.SOCK_DGRAM) as pod:
         pod.bind((POD, 8080))
-        pod.settimeout(5)
+        pod.settimeout(20)
         with socket.socket(type=socket.SOCK_DGRAM) as client:
             client.bind(("10.1.1.2", 0))
             client.sendto(b"hello", (VIP, 80))
@@ -127,7 +127,7 @@ def test_datagrams_of_any_size(size: int) -> None:
     """Those that are sent in parts as well."""
     with pumped(), socket.socket(type=socket.SOCK_DGRAM) as pod:
         pod.bind((POD, 8080))
-        pod.settimeout(5)
+        pod.settimeout(20)
         with socket.socket(type=socket.SOCK_DGRAM) as client:
             client.bind(("10.1.1.2", 0))
             data = os.urandom(size)
@@ -145,7 +145,7 @@ def test_all_that_waits_is_carried() -> None:
     ):
         pod.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
         pod.bind((POD, 8080))
-        pod.settimeout(5)
+        pod.settimeout(20)
         for data in sent:
             client.sendto(data, (VIP, 80))
         with running(fds) as (pump,):
@@ -161,7 +161,7 @@ def test_the_thread_has_its_own_descriptors() -> None:
     before = {entry.name for entry in Path("/proc/self/task").iterdir()}
     with pumped(), socket.socket(type=socket.SOCK_DGRAM) as pod:
         pod.bind((POD, 8080))
-        pod.settimeout(5)
+        pod.settimeout(20)
         with socket.socket(type=socket.SOCK_DGRAM) as client:
             client.sendto(b"hello", (VIP, 80))
             pod.recv(100)  # it has begun

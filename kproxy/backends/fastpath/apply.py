@@ -2,6 +2,11 @@
 
 Order of a change: the engine learns what is new, then packets are led to it; what goes is no longer
 led to it before the engine forgets it. A service whose endpoints change touches the engine alone.
+
+A repair goes another way: while the table is gone, an endpoint's answer reaches its client from an
+address that it never spoke to, and the client ends the connection. TCP sends an answer again after
+0.2 s, so the table is what comes back first. Until the device is there too, what is led to it goes
+nowhere, and is sent again.
 """
 
 from __future__ import annotations
@@ -40,6 +45,13 @@ LOOK_FOR_PODS = 1.0
 #: second.
 ON_ITS_WAY = 0.02
 
+#: How often a change is begun again because the device was taken away meanwhile. A sync that failed
+#: would wait before the next try, longer than connections live without the table.
+_AGAIN = 3
+
+#: With these a packet that is led to the device comes to nobody else when the device is not there.
+_ENCLOSED = frozenset({Part.NOWHERE, Part.LATER, Part.MARKED, Part.NOT_FIRST})
+
 
 class FastpathBackend:
     """One family, in the network namespace of the calling thread. ``door`` is to the kernel."""
@@ -62,6 +74,8 @@ class FastpathBackend:
         self._taken = False
         self._detector: LocalDetector | None = None
         self._notices: dict[PortName, str] = {}
+        #: Of nftables, by the change that is under way.
+        self._transactions = 0
 
     # --- what outlives the process, see kproxy.backends.base.Keeping ---
 
@@ -171,38 +185,59 @@ class FastpathBackend:
         return patch.names()
 
     def apply(self, patch: Patch) -> Applied:
-        """Bring a patch about, what is new first."""
-        carrier, transactions = self.carrier, 0
+        """Bring a patch about; what others undo meanwhile is done again."""
+        written = _written(patch)
+        self._transactions = 0
+        left: Patch | None = patch
+        for tries_left in reversed(range(_AGAIN)):
+            try:
+                if left is not None:
+                    self._apply(left)
+                break
+            except KernelError:
+                if not tries_left or self.door.has_device():
+                    raise
+                left = self.diff(patch.desired, self.read())
+        self._notices = dict(patch.desired.tables.notices)
+        return Applied(
+            full=patch.full,
+            written=sum(written.values()) + (patch.node is not None),
+            tables=tuple(sorted((name, count) for name, count in written.items() if count)),
+            transactions=self._transactions,
+        )
+
+    def _apply(self, patch: Patch) -> None:
+        """What is new first."""
+        carrier = self.carrier
         self._tell(carrier, patch)
         if not self._taken:
             self._take_over(carrier)
+        mends = _mends(patch)
+        if mends:
+            self._write(self._script(patch))
         if patch.start:
             carrier.start()
         # A device that was made anew has lost everything.
         self.door.set(self._unset(patch) - OUTLIVING)
         self.door.put(self._missing(patch))
-        if script := self._script(patch):
-            self.door.run(script)
-            transactions = 1
+        if not mends:
+            self._write(self._script(patch))
+        elif not self.door.has_table():
+            # A device takes its time to be made. Who deletes it may go on to the table.
+            self._write(_whole(patch.desired))
         if CHECKS in patch.added or CHECKS in patch.gone:
-            transactions += self.door.gate.let(patch.desired.checks)
+            self._transactions += self.door.gate.let(patch.desired.checks)
         # After the guard: route_localnet would open 127.0.0.1 to neighbours.
         self.door.set(patch.unset & OUTLIVING)
         if patch.chains and self.family is Family.IPV4 and not patch.desired.frame.localhost:
             self.door.forget({ROUTE_LOCALNET[0]})
         if patch.removed:
             carrier.commit({}, patch.removed)
-        self._notices = dict(patch.desired.tables.notices)
-        elements = steer.count(patch.added) + steer.count(patch.gone)
-        services = len(patch.changed) + len(patch.removed)
-        parts = len(patch.parts) + len(patch.unset) + patch.start + patch.chains
-        written = {"engine": services, "sets": elements, "ways": parts}
-        return Applied(
-            full=patch.full,
-            written=sum(written.values()) + (patch.node is not None),
-            tables=tuple(sorted((name, count) for name, count in written.items() if count)),
-            transactions=transactions,
-        )
+
+    def _write(self, script: str) -> None:
+        if script:
+            self.door.run(script)
+            self._transactions += 1
 
     def _tell(self, carrier: Carrier, patch: Patch) -> None:
         desired = patch.desired
@@ -253,6 +288,26 @@ class FastpathBackend:
         self.close()
         self.door.forget(OUTLIVING)
         clean(self.door)
+
+
+def _written(patch: Patch) -> dict[str, int]:
+    """How much of a patch is the engine's, the sets' and the ways'."""
+    return {
+        "engine": len(patch.changed) + len(patch.removed),
+        "sets": steer.count(patch.added) + steer.count(patch.gone),
+        "ways": len(patch.parts) + len(patch.unset) + patch.start + patch.chains,
+    }
+
+
+def _mends(patch: Patch) -> bool:
+    """Whether the device is gone from a way that stands."""
+    return bool(patch.parts) and patch.parts.isdisjoint(_ENCLOSED)
+
+
+def _whole(desired: Desired) -> str:
+    """The table with its members, wherever it may stand."""
+    members = steer.changes(desired.frame.family, desired.sets, {})
+    return steer.skeleton(desired.frame) + members
 
 
 def clean(door: SteerDoor, kept: Collection[str] = ()) -> bool:

@@ -115,12 +115,19 @@ class SteerDoor:
 
     def stands(self) -> bool:
         """Whether the table or the device is there."""
-        listed = _listing(self.family, terse=True)
-        return listed is not None or tun.exists(self.plan.device)
+        return self.has_table() or self.has_device()
+
+    def has_table(self) -> bool:
+        """Whoever's."""
+        return _listing(self.family, terse=True) is not None
+
+    def has_device(self) -> bool:
+        """Whether there is a TUN device of the name."""
+        return tun.exists(self.plan.device)
 
     def delete_table(self) -> bool:
         """Whether it was there."""
-        if _listing(self.family, terse=True) is None:
+        if not self.has_table():
             return False
         command.run(["nft", "delete", "table", WORD[self.family], TABLE])
         return True

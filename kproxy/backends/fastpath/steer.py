@@ -57,6 +57,9 @@ DEVICES = {Family.IPV4: "kp4", Family.IPV6: "kp6"}
 #: Without one the kernel checks no source on the device, and drops all.
 _ADDRESSES = {Family.IPV4: "169.254.77.1", Family.IPV6: ""}
 
+#: What TUN devices are to the kernel: ARPHRD_NONE (linux/if_arp.h).
+_TUN = 0xFFFE
+
 WORD = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 _KEY = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
 
@@ -162,11 +165,12 @@ def _rules(frame: Frame, word: str) -> Iterator[tuple[str, str]]:
     device = DEVICES[frame.family]
     go = f"meta mark set mark or {STEER:#x} accept"
     ask = "goto fresh"
-    yield "pre", f'iifname "{device}" goto back'
+    # What is cheap to ask comes first: a name is copied before it is compared.
+    yield "pre", f'meta iiftype {_TUN} iifname "{device}" goto back'
     if frame.localhost:
         # What the kernel does by itself where route_localnet is off (CVE-2020-8558).
-        yield "pre", 'iifname != "lo" ip daddr 127.0.0.0/8 drop'
-        yield "pre", 'iifname != "lo" ip saddr 127.0.0.0/8 drop'
+        yield "pre", 'ip daddr 127.0.0.0/8 iifname != "lo" drop'
+        yield "pre", 'ip saddr 127.0.0.0/8 iifname != "lo" drop'
     yield "pre", "goto steer"
     yield "back", f"ct direction reply ct mark and {SERVED:#x} != 0 drop"
     fresh = f"ct direction original ct mark and {SERVED | ASKED:#x} == 0"

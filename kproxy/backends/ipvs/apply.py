@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kproxy import logs
 from kproxy.backends.base import Applied
 from kproxy.backends.ipvs import host, refusal, sets, sysctls
-from kproxy.backends.ipvs.chains import LAYOUT, SERVICES
+from kproxy.backends.ipvs.chains import LAYOUT, PORTALS, SERVICES
 from kproxy.backends.ipvs.cleanup import clean
 from kproxy.backends.ipvs.departure import depart
 from kproxy.backends.ipvs.diff import Leaving, Patch, diff, leaving
@@ -81,7 +81,9 @@ class IpvsBackend:
         #: What was read and not yet looked through for what drains.
         self._found: Held | None = None
         #: Another mode serves by a chain that is this mode's as well (KUBE-SERVICES of iptables
-        #: mode): it is rewritten when servers and addresses stand, and not before.
+        #: mode), or by one that ours hides (userspace mode's): what our rules have accepted
+        #: meets no others in their table. So they are written when servers and addresses stand, and
+        #: not before.
         self._beside = False
         if told is None:
             told = TOLD if door is None else Told()
@@ -119,19 +121,20 @@ class IpvsBackend:
         sysctls_ = {name: door.sysctl(name) for name in sysctls.NAMES}
         timeouts = door.timeouts()
         self._knobs.found(sysctls_, timeouts)
+        saved = parse(door.save())
         found = Held(
             servers=door.servers().servers,
             sets=door.read_sets(sets.kinds(self.family)),
             addresses=door.addresses(),
-            rules=ruleset.read(parse(door.save()), LAYOUT, self.family),
+            rules=ruleset.read(saved, LAYOUT, self.family),
             sysctls=sysctls_,
             timeouts=timeouts,
             hosts=self._hosts(),
         )
         self._found = found
-        services = found.rules.chains.get((Table.NAT, SERVICES))
+        others = any(saved.get(Table.NAT, {}).get(chain) for chain in (SERVICES, PORTALS))
         # The device may be there already, made for the other family a moment ago.
-        self._beside = not found.addresses and bool(services)
+        self._beside = not found.addresses and others
         return found
 
     def _hosts(self) -> frozenset[str]:

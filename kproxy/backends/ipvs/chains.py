@@ -28,6 +28,11 @@ SOURCE_RANGES = "KUBE-SOURCE-RANGES-FIREWALL"
 IPVS_FILTER = "KUBE-IPVS-FILTER"
 IPVS_OUT_FILTER = "KUBE-IPVS-OUT-FILTER"
 CANARY = "KUBE-PROXY-CANARY"
+#: Ours, while connections are given to conntrack (:mod:`kproxy.backends.ipvs.departure`).
+LEAVING = "KUBE-IPVS-LEAVING"
+
+#: Of nat, and not this mode's: where kube-proxy's userspace mode, and ours, leads from.
+PORTALS = "KUBE-PORTALS-CONTAINER"
 
 #: Every chain of the mode: a rule may go to those before it in its table.
 PLACES: tuple[Place, ...] = (
@@ -68,11 +73,18 @@ _JUMPS: tuple[tuple[Table, str, str, str], ...] = (
 #: kube-proxy's own version has this chain where we have none.
 _KUBE_PROXYS: tuple[Place, ...] = ((Table.FILTER, IPVS_OUT_FILTER),)
 
+#: Whoever is killed in between leaves them, with the chain, to the next one's first sync or sweep.
+_PASSING = tuple(
+    Rule(Table.MANGLE, base, Jump(LEAVING), comment="connections that another mode takes over")
+    for base in ("PREROUTING", "OUTPUT")
+)
+
 LAYOUT = Layout(
-    own=own(*PLACES, *_KUBE_PROXYS),
+    own=own(*PLACES, *_KUBE_PROXYS, (Table.MANGLE, LEAVING)),
     jumps=tuple(
         Rule(table, base, Jump(chain), comment=comment) for table, base, chain, comment in _JUMPS
     ),
     # Other programs may mark packets for masquerading.
     shared=frozenset({(Table.NAT, MARK_MASQ)}),
+    passing=_PASSING,
 )

@@ -19,8 +19,13 @@ from collections.abc import Set as AbstractSet
 
 from kproxy import logs
 from kproxy.backends.ipvs import refusal
+from kproxy.backends.ipvs.chains import LAYOUT, LEAVING
 from kproxy.backends.ipvs.diff import Leaving
 from kproxy.backends.ipvs.door import Door
+from kproxy.backends.xtables.rules import Table
+from kproxy.backends.xtables.saved import Line
+from kproxy.backends.xtables.script import deleted, deletions, flushes, on_top, section
+from kproxy.backends.xtables.text import line
 from kproxy.core.objects import Family
 from kproxy.core.servers import Order, Verb
 from kproxy.kernel.conntrack_gifts import ConntrackGifts, Gift
@@ -32,8 +37,7 @@ _log = logs.get("ipvs")
 _ENDED_WITHIN, _LOOK = 3.0, 0.005
 
 #: Packets of TCP connections that conntrack does not know.
-_LOST = "-p tcp -m tcp ! --syn -m conntrack --ctstate NEW -j DROP"
-_CHAINS = ("PREROUTING", "OUTPUT")
+_LOST = f"-A {LEAVING} -p tcp -m tcp ! --syn -m conntrack --ctstate NEW -j DROP\n"
 
 
 def depart(door: Door, family: Family, reals: Iterable[Leaving]) -> int:
@@ -42,7 +46,7 @@ def depart(door: Door, family: Family, reals: Iterable[Leaving]) -> int:
     reals = list(reals)
     servers = {server for server, _ in reals}
     with ConntrackGifts(family) as table:
-        _guard(door, "-I")
+        _guard(door, family)
         try:
             gifts = _gifts(table, family, servers)
             orders = [Order(Verb.REMOVE_REAL, server, real) for server, real in reals]
@@ -50,7 +54,7 @@ def depart(door: Door, family: Family, reals: Iterable[Leaving]) -> int:
             _await_end(family, servers)
             return table.give(gifts)
         finally:
-            _guard(door, "-D")
+            _unguard(door, family)
 
 
 def _ours(family: Family, servers: AbstractSet[bytes]) -> list[Carried]:
@@ -80,6 +84,15 @@ def _await_end(family: Family, servers: AbstractSet[bytes]) -> None:
     time.sleep(_LOOK)
 
 
-def _guard(door: Door, verb: str) -> None:
-    lines = ["*mangle", *(f"{verb} {chain} {_LOST}" for chain in _CHAINS), "COMMIT"]
-    door.restore(["\n".join([*lines, ""]).encode()])
+def _guard(door: Door, family: Family) -> None:
+    made = (*flushes([LEAVING]), _LOST, *on_top(_jumps(family), Table.MANGLE))
+    door.restore([piece.encode() for piece in section(Table.MANGLE, iter(made))])
+
+
+def _unguard(door: Door, family: Family) -> None:
+    gone = (*deleted(_jumps(family), Table.MANGLE), *flushes([LEAVING]), *deletions([LEAVING]))
+    door.restore([piece.encode() for piece in section(Table.MANGLE, iter(gone))])
+
+
+def _jumps(family: Family) -> list[Line]:
+    return [(rule.table, line(rule, family)) for rule in LAYOUT.passing]

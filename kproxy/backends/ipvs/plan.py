@@ -21,9 +21,14 @@ from kproxy.core.policy import EXTERNAL, INTERNAL, Client, Use
 from kproxy.core.servers import Scheduling
 from kproxy.core.snapshot import Endpoint, NodeSettings, PortPlan
 
-#: Flags of a scheduler, as kube-proxy sets them: with the source port in the hash, clients behind
-#: one address are spread as well.
-_FLAGS: Mapping[str, int] = {"mh": servers.MH_PORT}
+#: Flags of a scheduler. With the source port in the hash, as kube-proxy has it for mh, clients
+#: behind one address are spread as well. Both hashes keep the places of an endpoint whose weight
+#: is 0, and without the fallback turn away whom they lead there: while one of three drains, a third
+#: of all newcomers.
+_FLAGS: Mapping[str, int] = {
+    "mh": servers.MH_PORT | servers.MH_FALLBACK,
+    "sh": servers.SH_FALLBACK,
+}
 
 #: Schedulers that look at no weights -> their likes that do, for services whose endpoints start
 #: slowly, from the first moment: while the kernel changes a scheduler it refuses new connections.

@@ -17,7 +17,7 @@ from kproxy.backends.ipvs.sysctls import KernelVersion
 from kproxy.backends.xtables import ruleset
 from kproxy.core.members import address_text, made, protocol_text, told
 from kproxy.core.objects import Family
-from kproxy.core.servers import MH_PORT, PERSISTENT, Scheduling
+from kproxy.core.servers import MH_FALLBACK, MH_PORT, PERSISTENT, Scheduling
 from kproxy.core.snapshot import Snapshot
 
 #: The dummy device that has the addresses.
@@ -33,6 +33,9 @@ _RESTORE = {Family.IPV4: "iptables-restore", Family.IPV6: "ip6tables-restore"}
 #: What `ip` is told with an address. Every node of a cluster has the same ones, so IPv6 must not
 #: look for others that have them.
 _WHOLE = {Family.IPV4: "/32", Family.IPV6: "/128 nodad"}
+
+#: Flags of the schedulers that hash, sh's are of the same bits: (flag, the tool's name for it).
+_FLAGS = ((MH_FALLBACK, "fallback"), (MH_PORT, "port"))
 
 
 def text(snapshot: Snapshot) -> Iterator[str]:
@@ -93,9 +96,9 @@ def _scheduling(how: Scheduling) -> str:
     words = f"-s {how.scheduler}"
     if how.flags & PERSISTENT:
         words += f" -p {how.timeout}"
-    # The flags of schedulers share their bits; this is the only one that is used.
-    if how.flags & MH_PORT:
-        words += f" -b {how.scheduler}-port"
+    named = [name for flag, name in _FLAGS if how.flags & flag]
+    if named:
+        words += f" -b {','.join(f'{how.scheduler}-{name}' for name in named)}"
     return words
 
 

@@ -26,7 +26,7 @@ class Found(Value, frozen=True):
 
 def find(saved: Saved, layout: Layout, family: Family) -> Found:
     """One mode's, picked out of everything that is in force."""
-    known = {(rule.table, line(rule, family)) for rule in layout.jumps}
+    known = {(rule.table, line(rule, family)) for rule in (*layout.jumps, *layout.passing)}
     own_lines = {(rule.table, line(rule, family)) for rule in layout.guests}
     hosts = {(rule.table, rule.chain) for rule in layout.guests}
     tables: dict[Table, dict[str, str]] = {table: {} for table in Table}
@@ -58,6 +58,7 @@ def jump_change(
     """
     wanted, held = tuple(wanted), Counter(there)
     other = {_base(jump) for jump in wanted if held[jump] != 1}
+    other |= {_base(jump) for jump in held.keys() - set(wanted)}
     return (
         tuple(jump for jump in wanted if _base(jump) in other),
         tuple(sorted(jump for jump in held.elements() if _base(jump) in other)),

@@ -18,7 +18,8 @@ Place = tuple[Table, str]
 class Layout(Value, frozen=True):
     """``own``: the chains that are the mode's alone, what is not ours in them is taken out;
     ``prefixes``: so are all that begin like this. ``jumps``: its rules in base chains, in the order
-    in which they are put at the top (the last one ends up first).
+    in which they are put at the top (the last one ends up first). ``passing``: others of them that
+    stand only while the mode gives way to another one; found at any other time they are taken away.
 
     ``shared``: chains that other programs may use as well; at the end they stay while somebody
     does. ``guests``: rules of the mode in those of them that it does not own.
@@ -29,6 +30,7 @@ class Layout(Value, frozen=True):
     prefixes: Mapping[Table, tuple[str, ...]] = {}
     shared: frozenset[Place] = frozenset()
     guests: tuple[Rule, ...] = ()
+    passing: tuple[Rule, ...] = ()
 
     def owns(self, table: Table, chain: str) -> bool:
         """Whether a chain is the mode's alone."""

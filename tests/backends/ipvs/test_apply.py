@@ -9,6 +9,7 @@ import pytest
 
 from kproxy.backends import registry
 from kproxy.backends.fake_ipvs import FakeIpvs
+from kproxy.backends.ipvs import chains
 from kproxy.backends.ipvs.apply import IpvsBackend
 from kproxy.backends.ipvs.counts import rules_by_table
 from kproxy.backends.ipvs.drain import PERIOD, pause
@@ -19,6 +20,7 @@ from kproxy.backends.ipvs.plan import server_key
 from kproxy.backends.ipvs.prepare import prepare
 from kproxy.backends.ipvs.sysctls import wanted
 from kproxy.backends.syncer import Syncer
+from kproxy.backends.userspace import chains as userspace_chains
 from kproxy.core.objects import Family, Protocol
 from kproxy.core.servers import HeldReal, Order, Refused, Timeouts
 from kproxy.core.snapshot import IpvsSettings, PortPlan, Snapshot
@@ -44,6 +46,41 @@ def some(**asked: object) -> Snapshot:
 
 def key(number: int) -> bytes:
     return server_key(plan(number).cluster_ip, 8000 + number, Protocol.TCP)
+
+
+# --- beside another mode -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("others", "last"),
+    [
+        ("", False),
+        (":KUBE-PORTALS-CONTAINER - [0:0]\n-A KUBE-PORTALS-CONTAINER -j RETURN\n", True),
+        (":KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -j RETURN\n", True),
+        (":KUBE-SERVICES - [0:0]\n", False),
+    ],
+    ids=["nobody", "userspace", "iptables", "empty chain"],
+)
+def test_rules_hide_nobody_who_serves(others: str, last: bool) -> None:
+    """They accept what is for a service, so that rules of another mode in the same table do not
+    see it: not before its address is here. Alone they stand before anybody is let in."""
+    door = FakeIpvs()
+    door.restore([f"*nat\n{others}COMMIT\n".encode()])
+    seen: list[bool] = []
+    restore = door.restore
+
+    def noted(chunks: Iterable[bytes]) -> None:
+        seen.append(bool(door.addresses()))
+        restore(chunks)
+
+    door.restore = noted  # type: ignore[method-assign]
+    made(door).sync(some())
+    assert seen == [last]
+
+
+def test_userspace_modes_chain_is_known_by_its_name() -> None:
+    """The modes do not know each other."""
+    assert chains.PORTALS == userspace_chains.PORTALS_CONTAINER
 
 
 # --- refusals ----------------------------------------------------------------------------------

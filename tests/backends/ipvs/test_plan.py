@@ -18,7 +18,14 @@ from kproxy.backends.ipvs.plan import (
 from kproxy.backends.ipvs.render import render
 from kproxy.core.members import LAYOUTS, size_of, told
 from kproxy.core.objects import Family, Protocol
-from kproxy.core.servers import MH_PORT, PERSISTENT, SCHEDULER_ANNOTATION, Scheduling
+from kproxy.core.servers import (
+    MH_FALLBACK,
+    MH_PORT,
+    PERSISTENT,
+    SCHEDULER_ANNOTATION,
+    SH_FALLBACK,
+    Scheduling,
+)
 from kproxy.core.snapshot import IpvsSettings, NodePortTargets, NodeSettings, PortPlan
 from tests.backends.iptables.plans import (
     ADDRESSES,
@@ -99,10 +106,10 @@ def test_policies(
 #: (scheduler of the node, annotation, affinity) -> how the server schedules
 SCHEDULING = [
     ("rr", "", None, Scheduling("rr")),
-    ("mh", "", None, Scheduling("mh", MH_PORT)),
-    ("sh", "", 600, Scheduling("sh", PERSISTENT, 600)),
+    ("mh", "", None, Scheduling("mh", MH_PORT | MH_FALLBACK)),
+    ("sh", "", 600, Scheduling("sh", SH_FALLBACK | PERSISTENT, 600)),
     ("rr", "lc", None, Scheduling("lc")),
-    ("rr", "mh", 5, Scheduling("mh", MH_PORT | PERSISTENT, 5)),
+    ("rr", "mh", 5, Scheduling("mh", MH_PORT | MH_FALLBACK | PERSISTENT, 5)),
 ]
 
 

@@ -20,8 +20,11 @@ from kproxy.kernel import command
 from tests.backends.iptables.plans import port, snapshot
 from tests.contract.namespaces import scratch
 
-#: Twice the period of looks.
+#: Twice the period of looks, for what must not be noticed.
 SOON = 1.0
+
+#: For what must be: on a slow machine a listing is dear, and made less often.
+PATIENT = 60.0
 
 FAMILIES = tuple(Family)
 
@@ -63,7 +66,7 @@ def test_a_dear_listing_waits_and_never_costs_more_than_a_hundredth() -> None:
         stock.listing.look(now)
         if tick % 3 == 0:
             stock.listing.settle(now)
-    assert stock.spent <= now / PATIENCE + 2 * stock.price
+    assert stock.spent <= now / PATIENCE + 4 * stock.price
     assert stock.looks >= ticks * 0.5 / (stock.price * PATIENCE) - 1
 
 
@@ -99,6 +102,16 @@ def test_one_dear_look_is_nothing_to_go_by() -> None:
     assert stock.listing.look(0.5) == ""
     stock.state, stock.price = "another", 0.0
     assert stock.listing.look(1.0) == "as it was > another"
+
+
+@pytest.mark.parametrize("held_up", [1, 2])
+def test_the_first_ones_may_be_held_up(held_up: int) -> None:
+    """A proxy that starts on a busy machine knows what is there all the same."""
+    stock = Stock(5 * CHEAP)
+    for number in range(held_up + 1):
+        stock.listing.settle(float(number))
+    stock.state = "another"
+    assert stock.listing.look(60.0) == "as it was > another"
 
 
 def test_what_is_nobodys_business_becomes_what_is_known() -> None:
@@ -151,9 +164,9 @@ class World:
         after = self.watch.resume(sum(each.transactions or 0 for each in done))
         return before or after
 
-    def noticed(self) -> str:
+    def noticed(self, within: float = SOON) -> str:
         """Looks whenever there is a reason to, until something is noticed, or for a while."""
-        end = time.monotonic() + SOON
+        end = time.monotonic() + within
         while (left := end - time.monotonic()) > 0:
             if select.select([self.watch], [], [], left)[0] and (what := self.watch.look()):
                 for syncer in self.syncers.values():
@@ -194,9 +207,9 @@ CHANGES = {
 @pytest.mark.ipvs
 @pytest.mark.parametrize("change", list(CHANGES.values()), ids=list(CHANGES))
 def test_a_change_by_others_is_noticed_and_mended(world: World, change: str) -> None:
-    """Within a second; once mended, there is nothing more to notice."""
+    """Once mended, there is nothing more to notice."""
     command.run(change.split())
-    assert world.noticed()
+    assert world.noticed(PATIENT)
     world.sync()
     for syncer in world.syncers.values():
         syncer.forget()
@@ -245,7 +258,7 @@ def test_while_we_write_nothing_is_noticed_and_nothing_spins(world: World) -> No
 def test_a_look_tells_once_and_the_sync_that_mends_is_told_again(world: World) -> None:
     """Else a look between asking for that sync and its beginning would ask for another one."""
     command.run(["ipvsadm", "-D", "-t", VIP])
-    said = world.noticed()
+    said = world.noticed(PATIENT)
     assert said
     assert world.watch.look() == ""
     assert world.watch.pause() == said

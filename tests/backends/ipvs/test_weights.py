@@ -18,7 +18,6 @@ from kproxy.core.servers import (
     SCHEDULERS,
     HeldReal,
     Order,
-    Scheduling,
     Verb,
 )
 from kproxy.core.snapshot import Endpoint, PortPlan, Snapshot
@@ -95,7 +94,7 @@ def test_scheduler(own: str, used: str) -> None:
         plan = replace(plan, annotations=((SCHEDULER_ANNOTATION, own),))
     for weights in ((100, 100), (100, 5)):
         virtual, _ = whole(slowly(plan, *weights)).servers[key_of(plan)]
-        assert virtual.scheduling == Scheduling(used)
+        assert (virtual.scheduling.scheduler, virtual.scheduling.timeout) == (used, 0)
 
 
 #: Weights before and after -> what is edited.

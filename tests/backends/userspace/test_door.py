@@ -160,7 +160,7 @@ def test_what_goes_is_refused_and_leaves_nothing(opened: ExitStack) -> None:
     for _ in range(2):
         door.drop([gone.name, service("u", protocol=UDP).name])
     assert list(door.running()) == [service("keep").name]
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before
     for port in ports:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
@@ -267,14 +267,15 @@ def test_node_ports_are_held_and_given_back(opened: ExitStack) -> None:
 
 def test_a_door_costs_nothing_until_it_serves(opened: ExitStack) -> None:
     """No thread, no descriptor; it can be asked all the same."""
-    before = set(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    before = {place: set(os.listdir(place)) for place in ("/proc/self/fd", "/proc/self/task")}
     door = made(opened)
     assert (door.running(), door.held, door.figures().services) == ({}, frozenset(), ())
     assert (door.drain(1), door.left()) == (0, 0)
     door.drop([service("a").name])
     door.shut([Front(service("a").name, CLUSTER)])
     door.close()
-    assert (set(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))) == before
+    # What earlier tests have left may go meanwhile: a thread that was joined ends a moment later.
+    assert all(set(os.listdir(place)) <= found for place, found in before.items())
 
 
 def test_figures_are_by_service_port(opened: ExitStack) -> None:

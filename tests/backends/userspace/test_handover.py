@@ -130,7 +130,7 @@ def test_what_is_no_message_ends_the_conversation(
         line = Line(ours, patience=5)
         with pytest.raises(KernelError, match=why):
             line.hear(TEXT)
-        assert set(os.listdir("/proc/self/fd")) == before
+        assert set(os.listdir("/proc/self/fd")) <= before
         line.close()
 
 

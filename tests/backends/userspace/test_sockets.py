@@ -132,7 +132,7 @@ def test_no_descriptor_is_left_behind(opened: ExitStack) -> None:
     for _ in range(10):
         with pytest.raises(PortTaken):
             front(opened, V4, port=port, count=4)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 # --- held node ports ----------------------------------------------------------------------------

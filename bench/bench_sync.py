@@ -3,7 +3,8 @@
     python -m pytest bench/bench_sync.py --benchmark-columns=median,min,rounds
 
 The kernel is that of a network namespace made for each measurement (root). ``KPROXY_BENCH_SIZES``
-names other sizes than 100, 1,000 and 5,000 services.
+names other sizes than 100, 1,000 and 5,000 services. iptables mode; the same of nftables mode is
+``bench_nftables.py``, of IPVS mode ``bench_ipvs.py``.
 """
 
 from __future__ import annotations

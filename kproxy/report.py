@@ -81,6 +81,10 @@ class Report:
         self._state = state
         self._notifier.send(MAINPID=str(self.status.pid))
 
+    def stood_beside(self, seconds: float | None) -> None:
+        """Another mode's rules are gone, beside which ours stood for so long."""
+        self.status = msgspec.structs.replace(self.status, both=seconds)
+
     def stopping(self) -> None:
         self._notifier.send(STOPPING="1")
 

@@ -73,6 +73,8 @@ class Status(Value, frozen=True):
     input, of the plan (addresses that two services claim) and of the kernel. ``health`` are the
     service ports with checks or passive detection, in the plans in force. ``syncs`` and
     ``failures`` count all syncs since the start; ``last_error`` stays until the next good sync.
+    ``both``: seconds in which our rules stood beside those of the mode that we took over from, from
+    the end of our first family's sync until theirs were gone; None: we did not, or they still do.
     """
 
     pid: int
@@ -89,6 +91,7 @@ class Status(Value, frozen=True):
     syncs: int = 0
     failures: int = 0
     last_error: str = ""
+    both: float | None = None
 
 
 class StateDir:

@@ -9,6 +9,7 @@ that one asks for it: then the words are those of :mod:`kproxy.changeover`.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -63,6 +64,9 @@ class Succession:
         self.predecessor = _predecessor(folder, mode)
         #: The same, when it serves in another mode; until we serve alone.
         self._other: Standing | None = None
+        #: Since when our rules stand beside its own (monotonic); for how many seconds they did.
+        self._beside: float | None = None
+        self.both: float | None = None
         if take_over and not self.predecessor:
             self._other = _other(mode)
             # Of one that cannot be seen from here the number is not known.
@@ -159,11 +163,13 @@ class Succession:
         # It may have had another directory.
         self.state = StateDir(self.folder, *more)
 
-    def in_force(self) -> None:
-        """Our rules stand beside those of another mode: returns when these may go. Called in the
-        thread of the sync."""
+    def in_force(self, age: float = 0.0) -> None:
+        """Our rules stand beside those of another mode, the first for ``age`` seconds: returns when
+        the others may go. Called in the thread of the sync, again when they could not be swept."""
         if self._other is None:
             return
+        if self._beside is None:
+            self._beside = time.monotonic() - age
         try:
             flows = self._other.in_force()
         except KproxyError as gone:
@@ -174,6 +180,8 @@ class Succession:
     async def serving(self) -> None:
         """We serve alone, and nothing of the other mode is left."""
         other, self._other = self._other, None
+        if self._beside is not None:
+            self.both = time.monotonic() - self._beside
         if self._room is not None:
             self._room.busy = ""
         if other is None:

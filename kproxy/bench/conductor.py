@@ -112,6 +112,8 @@ class Conductor:
         self._begun = clock()
         self._ended: float | None = None
         self._parts = [_Part(job) for job in jobs]
+        #: How many times as long as jobs say this machine takes for a first round, 1 or more.
+        self._pace = 1.0
 
     def run(self) -> None:
         """Measure all of them."""
@@ -134,14 +136,16 @@ class Conductor:
             rows=tuple(row for part in self._parts for row in part.rows()),
             absent=tuple(absent for part in self._parts for absent in part.absent()),
             seconds=(self._ended or self._clock()) - self._begun,
+            notes=tuple(note for part in self._parts for note in part.notes()),
         )
 
     # --- one group ------------------------------------------------------------------------------
 
     def _give(self, number: int, part: _Part, share: float | None) -> None:
         """Its share of the time, if that is worth beginning; the first group always begins."""
-        if number and share is not None and share < part.job.first / 2:
-            part.leave_out(f"no time was left: {part.job.first:.0f} s are needed for a round")
+        needed = part.job.first * self._pace
+        if number and share is not None and not self._worth(share, needed):
+            part.leave_out(f"no time was left: {needed:.0f} s are needed for a round")
             self._say("note", number, note=f"{part.job.group.name}: {part.reason}")
             return
         self._conduct(number, part, share)
@@ -159,6 +163,8 @@ class Conductor:
                         break
                     taken = self._round(number, part, order)
                     part.longest = max(part.longest, self._clock() - start)
+                    if at == 0 and part.job.first:
+                        self._pace = max(self._pace, (self._clock() - begun) / part.job.first)
                     if at >= 0 and taken:
                         part.rounds.append(taken)
                         self._say("round", number)
@@ -183,6 +189,13 @@ class Conductor:
         return {} if part.over else taken
 
     # --- time -----------------------------------------------------------------------------------
+
+    def _worth(self, share: float, needed: float) -> bool:
+        """Whether a group is begun that needs so many seconds for a round. It may take more than
+        its share, but of what is left for all no more than a third too much."""
+        assert self._seconds is not None
+        left = self._begun + self._seconds - self._clock()
+        return share >= needed / 2 and left >= 0.75 * needed
 
     def _share(self, number: int) -> float | None:
         """Of what is left, by what this and the later jobs want; None: as long as it likes."""
@@ -321,6 +334,23 @@ class _Part:
             after = f"after {done} rounds: " if done else ""
             found += [Absent(subject, name, after + reason) for name in names]
         return found
+
+    def notes(self) -> list[str]:
+        """What was taken again, which its figures do not show."""
+        again: Counter[tuple[str, str]] = Counter()
+        for taken in self.rounds:
+            for subject, readings in taken.items():
+                for point, reading in readings.items():
+                    if reading.again:
+                        again[point.measure, subject] += reading.again
+        wanted = {measure.name for measure in self.job.measures}
+        rounds = f"{len(self.rounds)} round{'s' * (len(self.rounds) != 1)}"
+        return [
+            f"{measure} of {subject} was taken anew {times}× in {rounds}, for longer: nothing was "
+            "answered the time before, and nothing failed."
+            for (measure, subject), times in again.items()
+            if measure in wanted
+        ]
 
 
 def _merged(readings: Sequence[Reading]) -> dict[int, int]:

@@ -11,8 +11,9 @@ Two clients do not do the same work for a request, and where the client is what 
 differ by that: wrk parses HTTP and asks epoll several times, which is 2.4 us of CPU for a request
 on a kept connection where ours takes 1.75. What each uses is measured as well. So the two agree
 when the interval of ours to theirs comes as near as the noise to somewhere between 1 (the clients
-do not matter) and the ratio of their costs (nothing else does). Status 1 when two do not agree, or
-anything failed.
+do not matter) and the ratio of their costs (nothing else does). Where the tool is more than half of
+itself away from itself nearly everything would agree: then this is too noisy to tell. Status 1
+unless all agree.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import StrEnum
 from functools import partial
 from statistics import median
 
@@ -41,11 +43,12 @@ from kproxy.bench.peers import Subject, running
 from kproxy.bench.rounds import Figure
 from kproxy.bench.subjects import COMPARED, made
 from kproxy.core.objects import Family, Value
-from kproxy.errors import CheckFailed, KproxyError, MachineError
+from kproxy.errors import KproxyError, MachineError
 from kproxy.kernel import command
 
-#: Of the intervals; and what stands for the noise where there are too few rounds for one.
-_LEVEL, _FEW = 0.95, 0.25
+#: Of the intervals; what stands for the noise where there are too few rounds for one; and the noise
+#: with which nobody can be said to agree.
+_LEVEL, _FEW, _NOISY = 0.95, 0.25, 0.5
 
 OURS, THEIRS, AGAIN = "ours", "theirs", "theirs again"
 
@@ -64,6 +67,22 @@ class Check(Value, frozen=True):
     ours: Ask
     theirs: Ask
     answers: bool = True
+
+
+class Found(StrEnum):
+    """What a check shows, in the last column of the table."""
+
+    AGREE = ""
+    APART = "apart"
+    NOISY = "too noisy"
+
+
+#: The same in a sentence.
+_SAID: Mapping[Found, str] = {
+    Found.AGREE: "agree",
+    Found.APART: "do NOT agree",
+    Found.NOISY: "are too noisy to tell whether they agree",
+}
 
 
 class Crossed(Value, frozen=True):
@@ -89,19 +108,25 @@ class Crossed(Value, frozen=True):
         return self.ours.failed + self.theirs.failed
 
     @property
-    def agree(self) -> bool:
+    def found(self) -> Found:
+        """Whether the two agree."""
         # Too few rounds have neither an interval nor a noise to speak of.
         few = not self.low or self.noise == float("inf")
         low, high, noise = (
             (self.ratio, self.ratio, _FEW) if few else (self.low, self.high, self.noise)
         )
         below, above = min(1.0, self.cost) / (1 + noise), max(1.0, self.cost) * (1 + noise)
-        return not self.failed and low <= above and high >= below
+        if self.failed or low > above or high < below:
+            return Found.APART
+        return Found.NOISY if noise > _NOISY else Found.AGREE
+
+    @property
+    def agree(self) -> bool:
+        return self.found is Found.AGREE
 
     def __str__(self) -> str:
-        said = "agree" if self.agree else "do NOT agree"
         return (
-            f"{self.subject}, {self.check}: the generator and {self.tool} {said}:"
+            f"{self.subject}, {self.check}: the generator and {self.tool} {_SAID[self.found]}:"
             f" {self.ours.rate:,.0f} and {self.theirs.rate:,.0f} {self.unit},"
             f" ratio {self.ratio:.2f} [{self.low:.2f}, {self.high:.2f}] in {self.rounds} rounds;"
             f" {self.tool} to itself within {self.noise:.2f}, its own work {self.cost:.2f} of ours"
@@ -168,7 +193,8 @@ def notes(names: Sequence[str], *, count: int, seconds: int) -> Iterator[str]:
             except MachineError as lacking:
                 yield f"Cross-check with {check.tool} left out: {lacking}."
                 break
-            except CheckFailed as failed:
+            except KproxyError as failed:
+                # Others wait for the rest of the run, which does not depend on this.
                 yield f"Cross-check of {name}, {check.name}: {failed}."
 
 
@@ -231,7 +257,7 @@ def shown(found: Sequence[Crossed]) -> str:
                     f"{each.noise:.2f}",
                     f"{each.cost:.2f}",
                     *waits,
-                    failed or ("" if each.agree else "apart"),
+                    failed or str(each.found),
                 ),
             ).rstrip()
         )

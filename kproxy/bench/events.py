@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Self
 
 from kproxy import status, succession
@@ -165,7 +165,8 @@ def _kill(node: Node) -> None:
         subject.await_in_force()
         return
     for pid in subject.pids():
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # a worker that gave way to another one ends any time
+            os.kill(pid, signal.SIGKILL)
     time.sleep(AWAY)
     subject.stop()
     subject.start(node.path)

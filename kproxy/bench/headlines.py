@@ -175,15 +175,27 @@ def _survived(section: Section, event: str) -> Headline:
     spared = [name for name, parts in found.items() if not harm(parts)]
     sentences = []
     if spared:
-        gaps = [found[name]["gap"].figure for name in spared if "gap" in found[name]]
-        silence = f"; longest silence {_range(gaps)}" if gaps else ""
-        sentences.append(f"Nothing lost: {', '.join(spared)}{silence}.")
+        times = _times([found[name] for name in spared])
+        sentences.append(f"Nothing lost: {', '.join(spared)}{times}.")
     for name, parts in found.items():
         if lost := harm(parts):
-            gap = parts.get("gap")
-            silence = f"; longest silence {words.quantity(gap.figure, 's', 2)}" if gap else ""
-            sentences.append(f"{name}: {words.listed(lost)}{silence}.")
+            sentences.append(f"{name}: {words.listed(lost)}{_times([parts])}.")
+    if both := [parts["both"].figure for parts in found.values() if "both" in parts]:
+        sentences.append(f"Rules of both modes stood for {_range(both)}.")
     return Headline(words.SHORT.get(event, words.capital(event)), tuple(sentences))
+
+
+#: Part of an event, a time that clients notice -> what it is called.
+_TIMES: Mapping[str, str] = {"gap": "longest silence", "slowest": "slowest answered connection"}
+
+
+def _times(everybody: Sequence[Mapping[str, Said]]) -> str:
+    """``; longest silence 5 ms to 12 ms``; "" where none was read."""
+    told = ""
+    for part, name in _TIMES.items():
+        if figures := [parts[part].figure for parts in everybody if part in parts]:
+            told += f"; {name} {_range(figures)}"
+    return told
 
 
 def _range(values: Sequence[float]) -> str:

@@ -11,12 +11,17 @@ import secrets
 from contextlib import ExitStack
 from typing import Self
 
+from msgspec.structs import replace
+
 from kproxy.bench.agent import Agent
+from kproxy.bench.path import ENDS
 from kproxy.bench.window import Clients, Seen, watched
-from kproxy.kernel import netns
+from kproxy.errors import CheckFailed
+from kproxy.kernel import netns, sysctl
 from kproxy.lab import catalogue, changes, lifecycle, state, switching
 from kproxy.lab.manifests import Raw
 from kproxy.lab.model import LabState
+from kproxy.lab.switching import Switched
 from kproxy.lab.undisturbed import undisturbed
 
 _PORT = 7777
@@ -72,12 +77,20 @@ class Stand:
             if pod.workload.endswith(_SERVING):
                 self._agent(lab, pod.name).serve([("0.0.0.0", _PORT)])
         self._clients = Clients(
-            self._agent(lab, _CLIENT),
+            self._client(lab),
             lab.network.namespace(_CLIENT),
             (self._address(), _PORT),
             rate=self._rate,
             held=self._held,
         )
+
+    def _client(self, lab: LabState) -> Agent:
+        """With ports enough, as on a path: where more than half are in TIME_WAIT connect(2) looks
+        through thousands for a free one, and the client would be what is slow."""
+        with netns.entered(lab.network.namespace(_CLIENT)):
+            for name, value in ENDS:
+                sysctl.write(name, value)
+        return self._agent(lab, _CLIENT)
 
     def _agent(self, lab: LabState, host: str) -> Agent:
         namespace = netns.open_fd(lab.network.namespace(host))
@@ -95,20 +108,27 @@ class Stand:
         ]
         return str(found)
 
-    def put(self, mode: str) -> float:
-        """The node is in this mode; seconds that it took, 0.0 where it was in it."""
-        if mode == self._mode:
-            return 0.0
+    def put(self, mode: str) -> Switched:
+        """The node is in this mode, if it was not before."""
         (done,) = switching.switch(self._lab, lifecycle.mode_of(mode))
         self._mode = mode
         self._slowest = max(self._slowest, _SLOWER * done.seconds)
-        return done.seconds
+        return done
 
     def seen(self, old: str, new: str) -> Seen:
-        """What clients see of a switch. KproxyError: it failed."""
-        return watched(
-            self._clients,
-            lambda: self.put(new),
-            within=self._slowest,
-            prepare=lambda: self.put(old),
-        )
+        """What clients see of a switch, and for how long the rules of both modes stood.
+        KproxyError: it failed, or the new daemon does not say."""
+        both: list[float] = []
+
+        def happens() -> None:
+            done = self.put(new)
+            if done.both is None:
+                raise CheckFailed(f"{new} does not say how long the rules of {old} stood beside it")
+            both.append(done.both)
+
+        def prepare() -> None:
+            if self._mode != old:
+                self.put(old)
+
+        found = watched(self._clients, happens, within=self._slowest, prepare=prepare)
+        return replace(found, both=max(both))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path as File
 from string import Template
 
@@ -36,6 +37,9 @@ _TEMPLATES = ROOT / "bench" / "peers"
 
 #: Seconds that a subject may take to listen, and between two looks.
 _PATIENCE, _LOOK = 10.0, 0.01
+
+#: Seconds that a tool has to end by itself.
+_GRACE = 2.0
 
 #: One connection, one request.
 _ONE = Load(Kind.CRR, operations=1, seconds=1.0, timeout=0.2)
@@ -184,12 +188,7 @@ class _Process(Subject):
     def stop(self) -> None:
         for process in (self._process, *self._parting):
             if process is not None:
-                process.terminate()
-                try:
-                    process.wait(2)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+                _end(process)
         if self._folder is not None:
             self._folder.cleanup()
         self._parting.clear()
@@ -301,6 +300,24 @@ def _listens(namespace: int, place: Place) -> bool:
                 raise
             return True
     return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, then SIGKILL for whoever is left of its session: a master that was killed leaves its
+    workers, and they would go on."""
+    if process.returncode is not None:
+        return  # it has ended by itself at the start; its number may be another's
+    # Not by Popen's own method, which would take the status of one that is dead already.
+    os.kill(process.pid, signal.SIGTERM)
+    ended = os.pidfd_open(process.pid)
+    try:
+        select.select([ended], [], [], _GRACE)
+    finally:
+        os.close(ended)
+    # As long as nobody has waited for it the number of its group is nobody else's.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _children(pid: int) -> tuple[int, ...]:

@@ -27,9 +27,7 @@ MEASURES: Mapping[str, tuple[str, ...]] = {
     "traffic": tuple(traffic.MEASURES),
     "first-packet": tuple(measure.name for measure in (first.MEASURE,)),
     "programming": tuple(measure.name for measure in programming.MEASURES),
-    "survival": tuple(
-        f"{event}-{what}" for event in survival.EVENTS for what in ("failed", "gap", "held")
-    ),
+    "survival": tuple(measure.name for measure in survival.MEASURES),
 }
 
 #: Those that are always measured: the floor, and how far two equals are apart.

@@ -83,10 +83,18 @@ class Comparison(Value, frozen=True):
 
 def turns(subjects: Sequence[str], rounds: int) -> Iterator[tuple[str, ...]]:
     """The order of each round. In twice as many rounds as there are subjects each has had each
-    place twice, and has followed each neighbour as often as it went before it."""
+    place twice, and has come directly after each other one twice (E. J. Williams' design, 1949).
+
+    Each second round is the one before it backwards: what drifts evenly through both is the same
+    for all. Who is listed side by side (direct routing and its twin, two variants of a mode) is
+    farther apart than others are on average: a noise floor that is taken one right after the
+    other would know nothing of what changes within a round.
+    """
+    circle = (*subjects[::2], *subjects[1::2])
+    # 0, 1, -1, 2, -2, …: each step around the circle is another one.
+    steps = [(at + 1) // 2 if at % 2 else -(at // 2) for at in range(len(circle))]
     for number in range(rounds):
-        shift = number // 2 % len(subjects)
-        order = (*subjects[shift:], *subjects[:shift])
+        order = tuple(circle[(number // 2 + step) % len(circle)] for step in steps)
         yield order[::-1] if number % 2 else order
 
 

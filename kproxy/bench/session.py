@@ -31,6 +31,10 @@ from kproxy.lab.uml import machine
 #: Names that stand for others.
 _ALL, _NONE = "all", "none"
 
+#: Of what user-mode Linux should have, the least that is worth booting it for, where the host's
+#: section has taken some of it.
+_WORTH = 0.4
+
 #: Of each load of a cross-check: wrk counts in whole seconds.
 _CROSSED_SECONDS = 1
 
@@ -90,6 +94,8 @@ class Session:
             kernel: asked for kernel in _kernels(request) if (asked := _of(request, kernel))
         }
         self._sections: dict[Kernel, Callable[[], Section | None]] = {}
+        #: Seconds that the host's section has taken more than it should have.
+        self._over = 0.0
         self._begun = time.strftime("%Y-%m-%d", time.gmtime())
         self._machine = fingerprint.taken()
 
@@ -133,7 +139,9 @@ class Session:
         self._sections["host"] = lambda: _noted(
             conductor.section("host", platform.release(), versions), tuple(notes)
         )
+        begun = time.monotonic()
         conductor.run()
+        self._over = max(0.0, time.monotonic() - begun - (asked.seconds or float("inf")))
         for note in _cross_checks(profiles.of(asked.profile, "host"), asked):
             notes.append(note)  # one by one: what ends this early leaves those that are there
             self._told("host", _remark(note))
@@ -149,9 +157,17 @@ class Session:
         return f"IPVS is not measured in user-mode Linux either: {lacking}."
 
     def _inside(self, asked: Asked) -> None:
-        """In user-mode Linux. What ends it early is a reason in the section, as a group's is."""
+        """In user-mode Linux. What ends it early is a reason in the section, as a group's is. On a
+        slow machine it has less time: a round that was begun on the host was finished."""
         kept: list[Section] = []
         self._sections["uml"] = lambda: kept[-1] if kept else None
+        if asked.seconds is not None and self._over:
+            left = asked.seconds - self._over
+            if left < _WORTH * asked.seconds:
+                reason = f"no time was left: the host's section took {self._over:.0f} s too much"
+                kept.append(_broken_off(None, asked, reason))
+                return
+            asked = replace(asked, seconds=left)
         try:
             uml.section(asked, told=lambda step: self._told("uml", step), kept=kept.append)
         except KproxyError as failed:

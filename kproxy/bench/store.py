@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -136,17 +137,24 @@ def prepare(folder: Path) -> None:
         ) from failed
 
 
-def free(folder: Path) -> None:
-    """UsageError: a result is in there already."""
-    if (folder / NAME).exists():
+def free(folder: Path, names: Iterable[str] = ()) -> None:
+    """UsageError: a result is in there already, or a file with one of the ``names`` of what is
+    written beside it."""
+    there = next((name for name in (NAME, *names) if os.path.lexists(folder / name)), None)
+    if there is not None:
+        what = "a result" if there == NAME else f"a file {there}"
         raise UsageError(
-            "has a result already", where=str(folder), hint="name another folder with --out"
+            f"has {what} already", where=str(folder), hint="name another folder with --out"
         )
 
 
 def fresh(day: str, within: Path = Path()) -> Path:
     """A folder for a run of that day that no other has."""
-    first = within / f"kproxy-bench-{day}"
+    return beside(within / f"kproxy-bench-{day}")
+
+
+def beside(first: Path) -> Path:
+    """That folder, or one of its name with a number, that there is not yet."""
     number, folder = 1, first
     while folder.exists():
         number += 1

@@ -177,10 +177,10 @@ def _processors(spent: float, seconds: float) -> str:
 
 # --- events -------------------------------------------------------------------------------------
 
-#: Subject; share that failed and how many; gap and its interval; share that lives on and how many
-#: do not.
-_EVENT = Columns((16, 9, 17, 10, 20, 8, 14), right=(1, 3, 5))
-_EVENT_HEADS = ("", "failed", "(of new ones)", "silence", "", "live on", "(lost of held)")
+#: Subject; share that failed and how many; gap and its interval; slowest; share that lives on and
+#: how many do not.
+_EVENT = Columns((16, 7, 17, 7, 17, 8, 7, 14), right=(1, 3, 5, 6))
+_EVENT_HEADS = ("", "failed", "(of new)", "silence", "", "slowest", "live on", "(lost of held)")
 
 
 def _events(rows: Sequence[Row], measures: Mapping[str, Measure]) -> Iterator[Line]:
@@ -202,9 +202,13 @@ def _events(rows: Sequence[Row], measures: Mapping[str, Measure]) -> Iterator[Li
                     subject,
                     *_share(read.get("failed", {}).get(subject)),
                     *_gap(read.get("gap", {}).get(subject)),
+                    _time(read.get("slowest", {}).get(subject)),
                     *_share(read.get("held", {}).get(subject)),
                 )
             )
+        if both := read.get("both"):
+            told = ", ".join(f"{subject} {_time(said)}" for subject, said in both.items())
+            yield from wrapped(f"Rules of both modes stood, from: {told}")
 
 
 def _share(said: Said | None) -> tuple[str, str]:
@@ -221,8 +225,12 @@ def _gap(said: Said | None) -> tuple[str, str]:
         return "", ""
     interval = ""
     if said.rounds > 1:
-        interval = " – ".join(words.quantity(end, "s") for end in (said.lowest, said.highest))
-    return words.quantity(said.figure, "s"), f"[{interval}]" if interval else ""
+        interval = " – ".join(words.quantity(end, "s", 2) for end in (said.lowest, said.highest))
+    return _time(said), f"[{interval}]" if interval else ""
+
+
+def _time(said: Said | None) -> str:
+    return "" if said is None else words.quantity(said.figure, "s", 2)
 
 
 # --- who is not there ---------------------------------------------------------------------------

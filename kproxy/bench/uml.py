@@ -61,6 +61,9 @@ NOTES = (
 #: that a line may be on its way.
 _SKEW, _DELAY = 0.01, 0.25
 
+#: Seconds that a machine takes to boot, which are not counted; those beyond are.
+BOOTING = 5.0
+
 #: Seconds in which the machine may say nothing: no turn takes as long.
 PATIENCE = 900.0
 
@@ -134,7 +137,7 @@ class Listener:
         if said.step is not None:
             self._told(said.step)
         if said.section is not None:
-            self.section = replace(said.section, notes=NOTES)
+            self.section = replace(said.section, notes=(*NOTES, *said.section.notes))
             self.clocks.check()
             self.whole = said.whole
             self._kept(self.section)
@@ -153,15 +156,25 @@ def section(
     cannot run a machine; LabError: it ended too early; CheckFailed: its clock was wrong.
     """
     asked = replace(asked, kernel="uml", subjects=subjects(asked.subjects))
-    words = msgspec.json.encode(asked).decode()
-    argv = [sys.executable, "-P", "-m", "kproxy.bench.inside", words]
+    begun = time.monotonic()
     with Boot() as boot:
+        asked = _late(asked, time.monotonic() - begun)
+        words = msgspec.json.encode(asked).decode()
+        argv = [sys.executable, "-P", "-m", "kproxy.bench.inside", words]
         listener = Listener(told, kept)
         with watched(listener.heard, boot.abandon):
             status = boot.run(argv, take=listener.take, directory=ROOT)
     if status or not listener.whole or listener.section is None:
         raise _broken_off(status, listener.words)
     return listener.section
+
+
+def _late(asked: Asked, booted: float) -> Asked:
+    """With less time where the machine took long to boot."""
+    late = booted - BOOTING
+    if asked.seconds is None or late <= 0:
+        return asked
+    return replace(asked, seconds=max(1.0, asked.seconds - late))
 
 
 @contextmanager

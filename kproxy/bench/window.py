@@ -17,7 +17,8 @@ from kproxy.core.objects import Value
 from kproxy.errors import CheckFailed
 
 #: Seconds of load before and after what happens. A connection is lost when it has no answer after
-#: ``PATIENCE``, which is longer than a SYN's first retransmission (1 s).
+#: ``PATIENCE``, which is longer than a SYN's first retransmission (1 s): who had to wait for that
+#: has not failed, but stands in ``slowest``.
 BEFORE, AFTER, PATIENCE = 0.4, 0.6, 2.0
 
 #: Times that a window is made again, longer, when what happened took longer than there was load.
@@ -27,7 +28,8 @@ _AGAIN = 2
 class Seen(Value, frozen=True):
     """What clients saw of something that took so many ``seconds``: ``failed`` of ``started`` new
     connections; ``gap``: the longest time (seconds) in which none was answered; ``slowest``: the
-    longest that one took which was; ``held``: what became of the others."""
+    longest that one took which was, from when it should have been opened; ``held``: what became of
+    the others. ``both``: of a switch, seconds in which the rules of both modes stood."""
 
     seconds: float
     started: int
@@ -35,6 +37,7 @@ class Seen(Value, frozen=True):
     gap: float
     slowest: float
     held: Outcome
+    both: float | None = None
 
 
 class Clients:
@@ -69,8 +72,8 @@ def watched(
 ) -> Seen:
     """What clients see of what ``happens``, which takes about ``within`` seconds; where it takes
     longer, all is done again in a longer window, and what the shorter one saw counts as well.
-    ``prepare`` comes before each, ``opened`` when the
-    connections that are held are there. CheckFailed: it took longer each time."""
+    ``prepare`` comes before each, ``opened`` when the connections that are held are there.
+    CheckFailed: it took longer each time, or nobody was answered."""
     before: list[Seen] = []
     for _ in range(1 + _AGAIN):
         prepare()
@@ -121,6 +124,8 @@ def _watched(
         took = time.monotonic() - begun
         result = clients.client.result()
         outcome = held.end()
+    if not result.completed:
+        raise CheckFailed(f"nothing was answered, neither before nor after: {result.failures}")
     return Seen(
         seconds=took,
         started=result.started,

@@ -82,6 +82,17 @@ GLOSSARY: Mapping[str, str] = {
         "Requests went unanswered, or were answered wrongly. What fails quickly looks fast, so "
         "such a figure is never shown as speed."
     ),
+    "silence, slowest": (
+        "Of survival. New connections come at a steady rate, whatever becomes of the earlier ones. "
+        "Silence is the longest time in which none of them ended well; slowest is the longest that "
+        "one took which did. TCP sends a lost SYN again after a second: where the slowest took a "
+        "second and the silence was short, some packets were lost while others passed."
+    ),
+    "rules of both": (
+        "Of a mode switch: from the end of the new mode's first sync until the last of the old "
+        "one's rules were gone, as the new daemon measured it. Meanwhile whichever translates a "
+        "connection first has it; none is translated twice."
+    ),
     "p50, p99": (
         "Half of the operations took no longer than p50, 99 of 100 no longer than p99: the first "
         "is what is usual, the second what a page that makes a hundred requests will meet."
@@ -167,7 +178,9 @@ PLACES: Mapping[str, str] = {
 SURVIVAL: Mapping[str, str] = {
     "failed": "share of new connections that failed",
     "gap": "longest time in which nobody was answered",
+    "slowest": "longest that a new connection took which was answered",
     "held": "share of open connections that lived on",
+    "both": "time in which the rules of both modes stood",
 }
 
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))

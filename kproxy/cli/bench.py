@@ -143,7 +143,7 @@ def command(
     # What is wrong is said before anything is measured.
     check(request)
     if out is not None:
-        store.free(out)
+        store.free(out, _beside())
     if kernel != "uml":  # there everybody is root
         capabilities.require("kproxy bench", *_CAPABILITIES)
     store.prepare(out or Path())
@@ -159,7 +159,7 @@ def command(
         results = session.results(partial)
         if not _measured(results):
             _nothing(results, status)
-        folder = out or store.fresh(results.date)
+        folder = _folder(out, results)
         if partial:
             click.echo(f"kproxy: {partial}; writing the rounds that were whole", err=True)
         _write(results, folder)
@@ -190,7 +190,7 @@ def _rescue(results: Results, out: Path | None) -> None:
     from kproxy.bench import store
 
     if _measured(results):
-        kept = store.write(results, out or store.fresh(results.date))
+        kept = store.write(results, _folder(out, results))
         click.echo(f"kproxy: what was measured until then is in {kept}", err=True)
 
 
@@ -205,6 +205,30 @@ def _nothing(results: Results, status: int) -> None:
     for line in terminal.shown(results):
         click.echo(line.text, err=True)
     raise CheckFailed("nothing could be measured", hint="see: kproxy doctor")
+
+
+def _beside() -> Iterable[str]:
+    """Names of what is written beside the result."""
+    from kproxy.bench import html, pictures
+
+    return (html.NAME, *pictures.files())
+
+
+def _folder(out: Path | None, results: Results) -> Path:
+    """Where the result goes: where the user wants it, or beside it when somebody else has written
+    there while this measured."""
+    from kproxy.bench import store
+    from kproxy.errors import UsageError
+
+    if out is None:
+        return store.fresh(results.date)
+    try:
+        store.free(out, _beside())
+    except UsageError as taken:
+        folder = store.beside(out)
+        click.echo(f"kproxy: {taken.where} {taken.what} by now: writing to {folder}", err=True)
+        return folder
+    return out
 
 
 def _write(results: Results, folder: Path) -> None:

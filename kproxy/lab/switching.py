@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from kproxy import occupancy, succession
+from kproxy import occupancy, status, succession
 from kproxy.backends import registry
 from kproxy.backends.registry import Choice
 from kproxy.core.objects import Family, Value
@@ -26,7 +26,8 @@ from kproxy.lab.undo import Process
 Say = Callable[[str], None]
 
 
-#: Seconds for an old daemon to notice that the new one is gone, and between two looks.
+#: Seconds for an old daemon to notice that the new one is gone, or for the new one to sweep again,
+#: and between two looks.
 _NOTICED, _LOOK = 3.0, 0.02
 
 
@@ -36,13 +37,16 @@ def _silent(line: str) -> None:
 
 class Switched(Value, frozen=True):
     """One node: modes before and after, seconds until nothing but the new one is in force; 0.0
-    where it was in force already. ``process`` is the daemon's."""
+    where it was in force already. ``process`` is the daemon's. ``both``: of these seconds those in
+    which the rules of both stood, as the new daemon measured it; None: of one only, since there was
+    nothing to be switched from."""
 
     node: str
     before: str
     now: str
     seconds: float
     process: int
+    both: float | None = None
 
 
 def switch(
@@ -102,13 +106,28 @@ def _switch(lab: LabState, node: str, wanted: tuple[str, str]) -> tuple[LabState
     with daemons.Watch(new_lab) as watch:
         new = daemons.start_successor(new_lab, node)
         watch.until_in_force([lifecycle.cluster_file(lab.name)], nodes=[node], started=[new])
+        both = None if old is None else _stood_beside(lab.name, new)
     seconds = time.monotonic() - begun
     with undisturbed():
         state.save(new_lab)
         if old is not None and before[0] not in succession.MODES:
             # It ends by itself, and is out of the lab's books when this returns.
             daemons.stop(lab.name, [old])
-    return new_lab, Switched(node, _word(before), _word(wanted), seconds, new.pid)
+    return new_lab, Switched(node, _word(before), _word(wanted), seconds, new.pid, both)
+
+
+def _stood_beside(name: str, new: Process) -> float | None:
+    """How long the rules of both stood, once the old ones are gone. They are when a daemon says the
+    first time that it is in force, unless something kept it from sweeping them away, which it does
+    again after a moment. None: they are not gone yet, or never were there."""
+    deadline = time.monotonic() + _NOTICED
+    while True:
+        told = status.read(daemons.proxy_state_dir(name, new.host))
+        if told is not None and told.pid == new.pid and told.both is not None:
+            return told.both
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(_LOOK)
 
 
 def _with_mode(lab: LabState, node: str, wanted: tuple[str, str]) -> LabState:

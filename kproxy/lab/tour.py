@@ -33,7 +33,7 @@ from kproxy.lab.uml.place import INSIDE
 LAB = "tour"
 
 #: A fair choice misses an endpoint less often than this in a spread check.
-_MISS = 1e-6
+_MISS = 1e-9
 
 Say = Callable[[str], None]
 
@@ -147,7 +147,7 @@ def _spread(scene: _Scene) -> list[Probe]:
 
 
 def tries(endpoints: int) -> int:
-    """How many connections see each of ``endpoints`` but for one run in a million: the chance that
+    """How many connections see each of ``endpoints`` but for one time in 10⁹: the chance that
     some endpoint is never chosen is at most n·(1 − 1/n)^tries."""
     if endpoints < 2:
         return 1

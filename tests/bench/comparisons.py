@@ -115,6 +115,9 @@ _SURVIVAL: Mapping[str, tuple[tuple[float, float, float], ...]] = {
 }
 _EVENTS = ("restart", "kill", "wipe", "rolling", "switch")
 
+#: Part of survival that is another time -> what makes it of the gap.
+_OTHER_TIMES: Mapping[str, float] = {"slowest": 1.5, "both": 3.0}
+
 
 def make_fingerprint(**fields: object) -> Fingerprint:
     values: dict[str, object] = {
@@ -246,15 +249,28 @@ def survival_rows(subjects: Sequence[str], rounds: int = 12) -> list[Row]:
         for index, event in enumerate(survival.EVENTS)
         for where in (("", "userspace", "nftables") if event == "switch" else ("",))
         for part, what in enumerate(("failed", "gap", "held"))
+    ] + [
+        _noticed(f"{event}-{what}", index, 1, where, subjects, rounds, times)
+        for index, event in enumerate(survival.EVENTS)
+        for where in (("", "userspace", "nftables") if event == "switch" else ("",))
+        for what, times in _OTHER_TIMES.items()
+        if what != "both" or event == "switch"
     ]
 
 
 def _noticed(
-    measure: str, index: int, part: int, where: str, subjects: Sequence[str], rounds: int
+    measure: str,
+    index: int,
+    part: int,
+    where: str,
+    subjects: Sequence[str],
+    rounds: int,
+    times: float = 1.0,
 ) -> Row:
     """Counted parts have attempts and failures, of 1,000 new connections or 20 held ones."""
     medians = {it: _SURVIVAL[it][index][part] for it in subjects if it in _SURVIVAL and it != where}
     if part == 1:
+        medians = {it: times * gap for it, gap in medians.items()}
         return make_row(measure, medians, where=where, base="", rounds=rounds, scatter=0.1)
     attempts = 1000 if part == 0 else 20
     figures = {

@@ -171,7 +171,8 @@ def test_time_is_shared_out_by_what_is_wanted() -> None:
 
 
 def test_a_group_that_no_time_is_left_for_says_so() -> None:
-    """It is not begun, and every subject has the reason."""
+    """It is not begun, and every subject has the reason. A machine on which the group before took
+    ten times as long as it should will be no faster for this one."""
     clock = Clock()
     late = Played(clock, name="late")
     jobs = [
@@ -182,8 +183,39 @@ def test_a_group_that_no_time_is_left_for_says_so() -> None:
     assert late.asked == []
     assert {each.subject for each in section.absent} == {"direct", "ours"}
     assert {each.reason for each in section.absent} == {
-        "no time was left: 6 s are needed for a round"
+        "no time was left: 60 s are needed for a round"
     }
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.5, 3.0, 6.0, 20.0])
+def test_a_slow_machine_does_not_take_much_longer(slower: float) -> None:
+    """Groups that it cannot afford are left out with a reason; beyond the time goes a round that
+    was begun: the first of all, or a third of one."""
+    clock = Clock()
+    groups = [Played(clock, name=name, each=slower) for name in ("one", "two", "three")]
+    section = conducted([Job(each, rounds=20, each=1.0) for each in groups], clock, 20.0)
+    assert section.seconds <= 20.0 + max(2 * slower / 3, 2 * slower - 20.0)
+    begun = [each.name for each in groups if each.asked]
+    assert begun == ["one", "two", "three"][: len(begun)]
+    left_out = {each.reason for each in section.absent}
+    assert bool(left_out) == (len(begun) < 3)
+    assert all("no time was left" in each for each in left_out)
+
+
+def test_what_was_taken_again_is_said() -> None:
+    """Once for each measure and subject, with how often; nothing is said of what was not."""
+
+    def turn(subject: str, number: int) -> dict[Point, Reading]:
+        again = number if subject == "ours" else 0
+        return {
+            Point("speed"): Reading(Figure(1.0), again=again),
+            Point("size", 10.0): Reading(Figure(1.0)),
+        }
+
+    clock = Clock()
+    section = conducted([Job(Played(clock, turn=turn), rounds=2, each=1.0)], clock)
+    (note,) = section.notes
+    assert note.startswith("speed of ours was taken anew 3× in 2 rounds")
 
 
 def test_what_goes_on_is_told() -> None:

@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 
-from kproxy.bench import rounds
+from kproxy.bench import cross, rounds
 from kproxy.bench.clients import Seen, read_iperf3, read_wrk, request_of
-from kproxy.bench.cross import CHECKS, Crossed, crossed, notes, shown
-from kproxy.errors import CheckFailed
+from kproxy.bench.cross import CHECKS, Check, Crossed, Found, crossed, notes, shown
+from kproxy.errors import CheckFailed, KproxyError, NetlinkError
 from kproxy.kernel import command
 
 REPORT = """\
@@ -105,6 +105,7 @@ def found(**fields: object) -> Crossed:
         ({"low": 0.6, "ratio": 0.7, "high": 0.9}, False),
         ({"low": 0.6, "ratio": 0.7, "high": 0.92}, True),
         ({"low": 0.6, "ratio": 0.7, "high": 0.85, "cost": 0.9}, True),
+        ({"low": 0.6, "ratio": 0.7, "high": 0.85, "noise": 0.5}, True),
         ({"low": 0.0, "ratio": 1.1, "high": float("inf"), "noise": float("inf")}, True),
         ({"low": 0.0, "ratio": 1.6, "high": float("inf"), "noise": float("inf")}, False),
         ({"theirs": Seen(100.0, failed=1)}, False),
@@ -118,10 +119,39 @@ def test_when_two_agree(fields: dict[str, object], agree: bool) -> None:
     assert ("NOT agree" in str(each)) is not agree
 
 
+def test_noise_agrees_with_nobody() -> None:
+    """A tool that is far from itself says nothing of another, unless that is farther away still."""
+    noisy = found(low=0.9, ratio=1.2, high=2.7, noise=0.95)
+    assert (noisy.found, noisy.agree) == (Found.NOISY, False)
+    assert "too noisy to tell whether they agree" in str(noisy)
+    assert "NOT agree" not in str(noisy)
+    apart = found(low=3.0, ratio=4.0, high=5.0, noise=0.95)
+    assert apart.found is Found.APART
+
+
+@pytest.mark.parametrize("error", [NetlinkError("No buffer space", 105), CheckFailed("ended")])
+def test_a_check_that_breaks_off_is_a_sentence(
+    error: KproxyError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the kernel or a tool refuses: the run that it belongs to goes on."""
+
+    def broken(name: str, check: Check, *, count: int, seconds: int) -> Crossed:
+        if check.tool == "wrk":
+            raise error
+        return found(check=check.name)
+
+    monkeypatch.setattr(cross, "crossed", broken)
+    said = list(notes(["direct"], count=1, seconds=1))
+    assert len(said) == len(CHECKS)
+    assert sum(error.what in each for each in said) == 2
+    assert sum("agree" in each for each in said) == 2
+
+
 def test_the_table_tells_those_apart() -> None:
     """A line for each, with what is wrong at its end."""
-    lines = shown([found(), found(low=2.0, high=3.0), found(ours=Seen(1.0, failed=2))]).split("\n")
-    assert [line.split()[-1] for line in lines[1:]] == ["1.20", "apart", "2"]
+    each = (found(), found(low=2.0, high=3.0), found(ours=Seen(1.0, failed=2)), found(noise=0.6))
+    lines = shown(each).split("\n")
+    assert [line.split()[-1] for line in lines[1:]] == ["1.20", "apart", "2", "noisy"]
 
 
 @pytest.mark.kernel

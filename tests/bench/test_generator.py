@@ -279,7 +279,9 @@ def test_each_failure_has_its_name(
     """What goes wrong is counted as what it is, and in no latency."""
     with hostile(treat):
         said = generator.exchange(
-            [PLACE], **{**FEW, "operations": 3, "connections": 1, "timeout": 0.2}
+            [PLACE],
+            **{**FEW, "operations": 3, "connections": 1}
+            | {"timeout": 0.2 if failure == "timeout" else 20.0},
         )
     assert said["failures"] == {failure: 3}
     assert said["completed"] == sum(said["latency"].values()) == 0

@@ -54,6 +54,9 @@ def test_survival_is_said_by_event() -> None:
     said = _of(make_section(), "Restart")
     assert "Nothing lost: iptables-legacy, iptables-nft, nftables" in said
     assert "userspace: 2.0 % of new connections failed and 100 % of held ones broke" in said
+    assert "longest silence 410 ms; slowest answered connection 620 ms." in said
+    assert "Rules of both modes" not in said
+    assert "Rules of both modes stood for 32 ms to 220 ms." in _of(make_section(), "Mode switch")
 
 
 def test_nothing_measured_gives_no_headline() -> None:

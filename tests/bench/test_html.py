@@ -132,6 +132,49 @@ def test_survival_counts_what_was_lost(root: ET.Element) -> None:
         "userspace",
         "nftables",
     ]
+    cells = {
+        _text(line[0]): [_text(cell) for cell in line[1:]] for line in switches.findall("tbody/tr")
+    }
+    assert re.fullmatch(r"[\d.]+ ms; both [\d.]+ ms", cells["iptables-nft"][0])
+
+
+def test_times_of_survival_have_a_column_where_there_are_any(
+    root: ET.Element, tmp_path: Path
+) -> None:
+    """The slowest of each event, the rules of both modes of switches only; results of versions that
+    read neither have the other columns."""
+    heads = ["slowest answered, median", "rules of both modes, median"]
+    table = next(table for caption, table in _tables(root) if caption.startswith("What clients"))
+    shown = [_text(each) for each in table.find("thead/tr") or []]
+    assert [each for each in shown if each in heads] == heads
+    at = shown.index(heads[1])
+    filled = [
+        [bool(_text(line[at])) for line in body.findall("tr")[1:]]
+        for body in table.findall("tbody")
+    ]
+    assert [set(each) for each in filled] == [{False}] * 4 + [{True}]
+    section = make_section()
+    rows = tuple(r for r in section.rows if not r.point.measure.endswith(("-slowest", "-both")))
+    (tmp_path / "old").mkdir()
+    old = _parsed(_page(make_results(make_section(rows=rows)), tmp_path / "old"))
+    table = next(table for caption, table in _tables(old) if caption.startswith("What clients"))
+    assert not set(heads) & {_text(each) for each in table.find("thead/tr") or []}
+
+
+def test_who_lacks_one_reading_of_an_event_lacks_no_event(tmp_path: Path) -> None:
+    """An event's name stands for all that is read of it."""
+    event = [name for name in MEASURES if name.startswith("kill-")]
+    absent = (
+        Absent("direct", "switch-both", "it has no rules"),
+        *(Absent("relay", name, "it has no daemon") for name in event),
+    )
+    page = _parsed(_page(make_results(make_section(absent=absent)), tmp_path))
+    table = next(table for caption, table in _tables(page) if caption.startswith("What was not"))
+    lines = [[_text(cell) for cell in line] for line in table.findall("tbody/tr")]
+    assert lines == [
+        ["direct", "switch-both", "it has no rules"],
+        ["relay", "kill", "it has no daemon"],
+    ]
 
 
 def test_sections_are_not_mixed(root: ET.Element) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
+import signal
 from pathlib import Path as File
 
 import pytest
@@ -44,6 +47,31 @@ def test_it_serves_or_says_what_is_missing(name: str) -> None:
                 assert result.failures == {}
                 assert result.completed == load.operations
     assert not any(File(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGSTOP,), (signal.SIGKILL,)])
+def test_no_worker_outlives_its_master(
+    signals: tuple[signal.Signals, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not end when it is told to is killed with all that it has started, and so is
+    what one leaves that was killed by somebody."""
+    subject = Nginx()
+    if subject.absent():
+        assert "apt-get install" in subject.absent()
+        return
+    monkeypatch.setattr(peers, "_GRACE", 0.2)
+    with Path() as path:
+        subject.start(path)
+        master, *workers = subject.pids()
+        assert workers
+        for number in signals:
+            os.kill(master, number)
+        watched = [os.pidfd_open(pid) for pid in workers]
+        subject.stop()
+        for fd in watched:
+            assert select.select([fd], [], [], 20.0)[0]
+            os.close(fd)
+    assert not File(f"/proc/{master}").exists()
 
 
 def test_the_floor_is_a_translation_and_nothing_else() -> None:

@@ -159,6 +159,20 @@ def test_survival_says_what_was_lost() -> None:
     assert "nothing lost" in texts
 
 
+def test_survival_draws_the_slowest_as_far_as_it_took() -> None:
+    """A line beyond the bar, and room for it."""
+    canvas = _canvas("survival", make_section())
+    (axes, *_) = canvas.figure.axes
+    ends = [
+        path.vertices[1][0]
+        for lines in axes.collections
+        for path in lines.get_paths()  # those across have one end at the same place
+        if path.vertices[0][0] != path.vertices[1][0]
+    ]
+    assert max(ends) == pytest.approx(0.6, rel=0.1)
+    assert axes.get_xlim()[1] > max(ends)
+
+
 @pytest.mark.parametrize(
     ("rounds", "said"),
     [(1, "there was one round"), (4, "of 4 rounds"), (11, "99.9 % interval")],

@@ -60,8 +60,8 @@ def test_the_first_good_answer_is_seen(loopback_fd: int) -> None:
         pods.serve([HERE])
         assert begun < client.seen(20) < time.monotonic_ns()
         client.watch(HERE, "somebody else")
-        with pytest.raises(CheckFailed, match=r"no good answer within 0.1 s: .* was 127\.0\.0\.1"):
-            client.seen(0.1)
+        with pytest.raises(CheckFailed, match=r"no good answer within 1 s: .* was 127\.0\.0\.1"):
+            client.seen(1.0)
 
 
 def test_a_manifest_converges() -> None:

@@ -38,7 +38,8 @@ def test_memory_is_what_is_touched() -> None:
     taken.write(b"\1" * (16 << 20))
     after = usage.memory(me)
     assert after.pss - before.pss >= 15 << 20
-    assert after.rss - before.rss >= 15 << 20
+    # Counted by each processor for itself, and added up now and then.
+    assert after.rss - before.rss >= 12 << 20
     assert len(taken) == 16 << 20
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import pytest
 
@@ -48,14 +48,30 @@ def synthetic(seed: int, rounds: int, speeds: dict[str, float]) -> list[Round]:
     return made
 
 
-def test_turns_are_fair() -> None:
-    """Each subject has each place equally often, and each goes before each neighbour as often as
-    after it."""
-    orders = list(turns(SUBJECTS, 2 * len(SUBJECTS)))
+@pytest.mark.parametrize("count", range(1, 17))
+def test_turns_are_fair(count: int) -> None:
+    """In twice as many rounds as there are subjects each has each place twice, and comes directly
+    after each other one twice; each second round is the one before it backwards."""
+    subjects = [str(number) for number in range(count)]
+    orders = list(turns(subjects, 2 * count))
     places = Counter((name, at) for order in orders for at, name in enumerate(order))
-    assert set(places.values()) == {2}
+    assert places == {(name, at): 2 for name in subjects for at in range(count)}
     follows = Counter(pair for order in orders for pair in pairwise(order))
-    assert all(follows[a, b] == follows[b, a] for a, b in follows)
+    assert follows == dict.fromkeys(permutations(subjects, 2), 2)
+    assert all(one == other[::-1] for one, other in zip(orders[::2], orders[1::2], strict=True))
+
+
+@pytest.mark.parametrize("rounds", [2, 4, 6, 11, 15, 31])
+@pytest.mark.parametrize("count", range(4, 17))
+def test_twins_are_no_neighbours(count: int, rounds: int) -> None:
+    """The first two, who are direct routing and its twin, are at least as far apart as others are
+    on average, and one right after the other no more often than anybody else: the noise floor knows
+    what changes within a round."""
+    subjects = list(range(count))
+    orders = list(turns(subjects, rounds))
+    apart = [abs(order.index(0) - order.index(1)) for order in orders]
+    assert sum(apart) / rounds >= (count + 1) / 3
+    assert apart.count(1) <= 2 * math.ceil(rounds / count)
 
 
 def test_take_leaves_warm_up_out_and_measures_in_turn() -> None:

@@ -183,6 +183,26 @@ def test_a_machine_that_does_not_start_costs_only_its_section(
     assert "did not start" in inside.notes[0]
 
 
+@pytest.mark.usefixtures("without_ipvs")
+@pytest.mark.parametrize(("over", "left"), [(0.0, 25.0), (10.0, 15.0), (20.0, None)])
+def test_what_the_host_took_too_much_the_machine_has_less(
+    over: float, left: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a slow machine ends about when it should; where too little is left it is not booted,
+    which the section says."""
+    given: list[float | None] = []
+    monkeypatch.setattr(uml, "section", lambda asked, **told: given.append(asked.seconds))
+    run = Session(Request())
+    asked = session._of(Request(), "uml")
+    assert asked is not None
+    run._over = over
+    run._inside(asked)
+    assert given == ([left] if left is not None else [])
+    if left is None:
+        (inside,) = run.results().sections
+        assert "no time was left: the host's section took 20 s too much" in inside.notes[0]
+
+
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )

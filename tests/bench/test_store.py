@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.bench import store
+from kproxy.bench import html, pictures, store
 from kproxy.bench.results import Absent, Cost, Point, Results, Row, Section
 from kproxy.bench.rounds import Figure
 from kproxy.errors import KernelError, UsageError
@@ -108,6 +108,19 @@ def test_no_result_is_overwritten(tmp_path: Path) -> None:
         "kproxy-bench-2026-01-02-2",
         "kproxy-bench-2026-01-02-3",
     ]
+
+
+@pytest.mark.parametrize("name", ["report.html", "first-packet.png", "uml-costs.png"])
+def test_files_of_others_are_not_overwritten(tmp_path: Path, name: str) -> None:
+    """What goes beside a result is refused by its name, a link that leads nowhere as well; other
+    files are no reason. A folder beside it has the next free number."""
+    beside = (html.NAME, *pictures.files())
+    (tmp_path / "notes.txt").write_text("")
+    store.free(tmp_path, beside)
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(UsageError, match=f"has a file {name} already"):
+        store.free(tmp_path, beside)
+    assert store.beside(tmp_path) == tmp_path.with_name(f"{tmp_path.name}-2")
 
 
 def test_a_folder_is_tried_before_it_is_needed(tmp_path: Path) -> None:

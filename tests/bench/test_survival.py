@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path as File
 
 import pytest
@@ -20,6 +20,7 @@ from kproxy.bench.path import Path
 from kproxy.bench.results import Point
 from kproxy.bench.window import AFTER, BEFORE, Clients, Seen, watched
 from kproxy.core.objects import Family
+from kproxy.errors import CheckFailed
 from kproxy.kernel import command, netns
 
 #: A second, so that a busy machine can do it.
@@ -34,10 +35,13 @@ def node(mode: str) -> Iterator[Node]:
 
 def children() -> list[str]:
     """Command lines of this process's children."""
-    pids = " ".join(
-        (task / "children").read_text() for task in File("/proc/self/task").iterdir()
-    ).split()
-    return [File(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in pids]
+    found = []
+    for task in File("/proc/self/task").iterdir():
+        # A thread or a child may end while they are listed.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            pids = (task / "children").read_text().split()
+            found.extend(File(f"/proc/{pid}/cmdline").read_text() for pid in pids)
+    return [each.replace("\0", " ") for each in found]
 
 
 @pytest.mark.kernel
@@ -110,6 +114,39 @@ def test_a_window_that_was_too_short_is_made_again() -> None:
 
 
 @pytest.mark.kernel
+def test_who_waited_for_a_second_syn_is_the_slowest() -> None:
+    """A hole that is shorter than a retransmission fails nobody, and others are answered all the
+    while: the silence does not show it, the slowest does."""
+    dropped = (
+        "table ip hole {\n chain c {\n type filter hook prerouting priority raw\n"
+        "tcp flags & (syn | ack) == syn numgen random mod 4 0 drop\n }\n}\n"
+    )
+
+    def happens() -> None:
+        argv = ["nft", "-f", "-"]
+        command.run(argv, stdin=dropped.encode(), namespace=path.fd("node"))
+        threading.Event().wait(0.2)
+        command.run(["nft", "flush", "ruleset"], namespace=path.fd("node"))
+
+    with Path() as path:
+        target = path.pod_place(Family.IPV4)
+        clients = Clients(path.client, path.fd("client"), target, rate=200.0, held=HELD)
+        seen = watched(clients, happens, within=1.5)
+    assert seen.slowest > 1.0
+    assert seen.failed < seen.started / 10
+
+
+@pytest.mark.kernel
+def test_where_nobody_answers_there_is_no_reading() -> None:
+    """Neither before nor after: that is no event's doing."""
+    with Path() as path:
+        target = path.pod_place(Family.IPV4)
+        clients = Clients(path.client, path.fd("client"), (target[0], 9), rate=RATE, held=0)
+        with pytest.raises(CheckFailed, match="nothing was answered"):
+            watched(clients, lambda: None, within=0.1)
+
+
+@pytest.mark.kernel
 def test_nothing_is_left_after_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of an event: no namespace, no process of the turn is there afterwards."""
     monkeypatch.setattr(secrets, "token_hex", lambda count: "c0ffee")
@@ -132,10 +169,11 @@ def test_a_switch_is_read_as_a_whole_and_by_its_target() -> None:
     modes = ["iptables-nft", "nftables"]
     with Survival(modes, events=["switch"], rate=RATE, held=HELD) as group:
         found = group.turn("iptables-nft")
-    whole = {Point(f"switch-{name}") for name in ("failed", "gap", "held")}
+    whole = {Point(f"switch-{name}") for name in ("failed", "gap", "slowest", "held", "both")}
     assert set(found) == whole | {Point(each.measure, where="nftables") for each in whole}
     assert found[Point("switch-failed")].figure.failures == 0
     assert found[Point("switch-held")].figure.value == 1.0
+    assert found[Point("switch-both")].figure.value > 0
 
 
 @pytest.mark.kernel
@@ -151,15 +189,20 @@ def test_who_has_no_figure_is_told_why() -> None:
     # The only mode there is cannot be switched to another one.
     assert ("iptables-nft", "switch-held") in without
     assert ("iptables-nft", "kill-gap") not in without
+    # Nothing is translated by direct routing, before or after.
+    assert ("direct", "switch-both") in without
+    assert ("direct", "switch-slowest") not in without
 
 
 def test_of_several_windows_the_worst_counts() -> None:
-    """Failures and lost connections of all, the longest gap."""
+    """Failures and lost connections of all, the longest times."""
     seen = [
-        Seen(1.0, 100, 1, 0.1, 0.1, Outcome(20, 20, 0.0)),
-        Seen(1.0, 300, 3, 0.5, 0.1, Outcome(20, 15, 0.0)),
+        Seen(1.0, 100, 1, 0.1, 1.2, Outcome(20, 20, 0.0), both=0.01),
+        Seen(1.0, 300, 3, 0.5, 0.1, Outcome(20, 15, 0.0), both=0.03),
     ]
     found = {point.measure: reading.figure for point, reading in _readings("kill", seen).items()}
     assert (found["kill-failed"].value, found["kill-failed"].failures) == (0.01, 4)
     assert found["kill-gap"].value == 0.5
+    assert found["kill-slowest"].value == 1.2
+    assert found["kill-both"].value == 0.03
     assert (found["kill-held"].value, found["kill-held"].failures) == (0.875, 5)

@@ -43,14 +43,19 @@ def found(rounds: int = 11, slower: float = 1.0) -> Results:
         for at in range(3)
     ]
     silence = [{"direct": Figure(0.01), "userspace": Figure(0.02 + at / 100)} for at in range(3)]
+    slowest = [{"userspace": Figure(1.024)}] * 3
     held = [{"userspace": Figure(1.0, 20)}] * 3
-    measures = (CRR, TIME, *survival._measures("restart"))
+    both = [{"userspace": Figure(0.031)}, {"nftables": Figure(0.012)}]
+    measures = (CRR, TIME, *survival._measures("restart"), *survival._measures("switch"))
     rows = (
         speed,
         Row(Point("time", 10_000.0, "last"), "", tuple(times)),
         Row(Point("restart-failed"), "", tuple(last)),
         Row(Point("restart-gap"), "", tuple(silence)),
+        Row(Point("restart-slowest"), "", tuple(slowest)),
         Row(Point("restart-held"), "", tuple(held)),
+        Row(Point("switch-gap"), "", tuple(silence)),
+        Row(Point("switch-both"), "", tuple(both)),
     )
     absent = (
         Absent("ipvs", "", "this kernel has no IPVS"),
@@ -76,6 +81,7 @@ SHOWN = text(terminal.shown(found()))
         "failed: 3 of 11,000",
         "time, 10,000 services, last: until it is done; lower is better",
         "restart: restart, as an upgrade does",
+        "Rules of both modes stood, from: userspace 31 ms, nftables 12 ms",
     ],
 )
 def test_what_decides_is_there(line: str) -> None:
@@ -109,7 +115,7 @@ def test_a_line_is_a_subject() -> None:
 
 
 def test_events_are_read_side_by_side() -> None:
-    """Medians, and what they hide; the range of the silence."""
+    """Medians, and what they hide; the range of the silence; who waited longest."""
     assert cells("userspace", SHOWN, "restart: ") == (
         [
             "userspace",
@@ -118,13 +124,15 @@ def test_events_are_read_side_by_side() -> None:
             "(2",
             "of",
             "1,500)",
-            "30.0",
+            "30",
             "ms",
-            "[20.0",
+            "[20",
             "ms",
             "–",
-            "40.0",
+            "40",
             "ms]",
+            "1.0",
+            "s",
             "100",
             "%",
         ]

@@ -141,7 +141,8 @@ def test_a_load_that_is_not_answered_is_no_figure(own: str) -> None:
 
 @pytest.mark.kernel
 def test_a_moment_of_the_machine_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A load in which nothing happened at all is made again, longer; and not for ever."""
+    """A load in which nothing happened at all is made again, longer, which the reading tells; and
+    not for ever."""
     asked: list[float] = []
     on = measure.on
 
@@ -154,7 +155,7 @@ def test_a_moment_of_the_machine_is_no_answer(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(measure, "on", nothing)
     with Traffic(["direct"], seconds=1.0, measures=["crr"]) as group:
-        assert group.turn("direct")
+        assert {each.again for each in group.turn("direct").values()} == {2}
         assert asked == [1.0, 4.0, 16.0]
         with pytest.raises(CheckFailed, match="and nothing failed"):
             group.turn("direct")

@@ -95,7 +95,8 @@ def test_lines_come_in_pieces(size: int) -> None:
     apart."""
     heard: list[Step | Section] = []
     listener = uml.Listener(heard.append, heard.append)
-    lines = (Line(1.0), Line(1.1, STEP), Line(section=SECTION), Line(section=SECTION, whole=True))
+    noted = msgspec.structs.replace(SECTION, notes=("Something was taken anew.",))
+    lines = (Line(1.0), Line(1.1, STEP), Line(section=SECTION), Line(section=noted, whole=True))
     data = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
     for at in range(0, len(data), size):
         assert not listener.whole
@@ -105,8 +106,19 @@ def test_lines_come_in_pieces(size: int) -> None:
     assert heard[0] == STEP
     assert listener.whole
     assert listener.section is not None
-    assert listener.section.notes == uml.NOTES
+    assert listener.section.notes == (*uml.NOTES, "Something was taken anew.")
     assert set(listener.words) == {ord("w")}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "booted", "left"),
+    [(25.0, 4.0, 25.0), (25.0, 15.0, 15.0), (25.0, 60.0, 1.0), (None, 60.0, None)],
+)
+def test_a_machine_that_boots_slowly_measures_less(
+    seconds: float | None, booted: float, left: float | None
+) -> None:
+    """What it took beyond the usual is taken from the section's time."""
+    assert uml._late(Asked("quick", (), seconds=seconds), booted).seconds == left
 
 
 def test_figures_of_a_wrong_clock_are_not_kept() -> None:
@@ -150,12 +162,15 @@ def test_without_a_machine_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @contextmanager
-def no_machine_is_left() -> Iterator[None]:
-    """Homes of machines are gone as they came; a home that is in use holds its machine."""
+def no_machine_is_left() -> Iterator[set[int]]:
+    """Homes of machines are gone as they came; a home that is in use holds its machine. They are
+    named by the processes that had them booted: this one, and those that the block adds."""
     root = homes.private_root()
     before = set(root.iterdir())
-    yield
-    assert set(root.iterdir()) <= before
+    processes = {os.getpid()}
+    yield processes
+    ours = {each for pid in processes for each in root.glob(f"{pid}-*")}
+    assert ours <= before
 
 
 @pytest.mark.kernel
@@ -201,9 +216,10 @@ def test_it_can_be_interrupted() -> None:
     long = msgspec.structs.replace(SHORT, rounds=1000, seconds=1000.0)
     argv = [sys.executable, "-c", INTERRUPTED, msgspec.json.encode(long).decode()]
     with (
-        no_machine_is_left(),
+        no_machine_is_left() as processes,
         subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process,
     ):
+        processes.add(process.pid)
         assert process.stdout is not None
         for line in process.stdout:
             if line == "turn\n":

@@ -106,7 +106,7 @@ def test_packets_are_found_where_they_arrive(builder: Builder, source: str) -> N
         for protocol in Protocol
     ]
     places = [Place("receiver", builder.fd("receiver")), Place("sender", fd, final=False)]
-    outcomes = send_all(packets, places, window=3)
+    outcomes = send_all(packets, places, window=20)
     for packet, outcome in zip(packets, outcomes, strict=True):
         assert outcome.reach is Reach.REACHED, packet
         assert (outcome.endpoint, outcome.client) == ("receiver", packet.sender)
@@ -127,7 +127,8 @@ def test_refusal_and_silence(
         Place("sender", builder.fd("sender"), final=False),
     ]
     packet = crafted(source, to, protocol, builder.fd("sender"), port)
-    (outcome,) = send_all([packet], places, window=0.3)
+    # What comes ends the wait, however long a busy machine takes for it.
+    (outcome,) = send_all([packet], places, window=0.3 if reach is Reach.SILENCE else 20)
     assert outcome.reach is reach
 
 
@@ -137,7 +138,7 @@ def test_a_capture_sees_both_sides_in_order(builder: Builder) -> None:
     fd = builder.fd("sender")
     with Capture([("router", builder.fd("router"))]) as capture:
         send_all([crafted(*ENDS[0], Protocol.TCP, fd)], [Place("r", builder.fd("receiver"))])
-        seen = capture.wait(3)
+        seen = capture.wait(20)
     syn = [one for one in sorted(seen, key=lambda one: one.when) if b"\x0f\xa0\x00P" in one.data]
     assert [(one.interface, one.outgoing) for one in syn[:2]] == [("left", False), ("right", True)]
     assert syn[0].when <= syn[1].when

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -60,8 +61,13 @@ def connect(lab: LabState, host: str) -> socket.socket:
 def asked(client: socket.socket) -> str:
     """Which pod answers on an open connection."""
     client.sendall(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
-    head, _, body = client.recv(65536).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200")
+    answer = http.client.HTTPResponse(client)
+    try:
+        answer.begin()
+        body = answer.read()
+    except http.client.HTTPException as cut:
+        raise ConnectionError("no whole answer") from cut
+    assert answer.status == 200
     return str(json.loads(body)["name"])
 
 

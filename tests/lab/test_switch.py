@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,8 +22,11 @@ from kproxy.backends.nftables import rules as nftables_rules
 from kproxy.bench.held import Held
 from kproxy.errors import LabError, MachineError
 from kproxy.kernel import netns
-from kproxy.lab import catalogue, daemons, lifecycle, state, switching
+from kproxy.lab import catalogue, changes, daemons, lifecycle, state, switching
+from kproxy.lab.manifests import Raw
 from kproxy.lab.model import LabState
+from tests.lab import recorders
+from tests.lab.recorders import Calls, Recorders
 from tests.lab.test_lab_commands import kproxy
 from tests.lab.test_restart import asked
 
@@ -137,26 +142,65 @@ class Clients:
                     self.failures.append(repr(failed))
 
 
-def cluster_ip_of(name: str = LAB) -> str:
+def cluster_ip_of(name: str = LAB, service: str = "web") -> str:
     (found,) = [
         obj["spec"]["clusterIP"]
         for obj in lifecycle.objects_of(name)
-        if (obj["kind"], obj["metadata"]["name"]) == ("Service", "web")
+        if (obj["kind"], obj["metadata"]["name"]) == ("Service", service)
     ]
     return str(found)
 
 
+@pytest.fixture(scope="module")
+def recorded(lab: LabState) -> Iterator[Recorders]:
+    """A service whose pods write down who comes."""
+    changes.apply(LAB, [Raw(recorders.SERVICE, "the test")])
+    pods = [pod.name for pod in lab.pods if pod.workload.endswith("web")]
+    assert len(pods) > 1
+    with Recorders(lab, pods) as found:
+        yield found
+
+
+def node_addresses(lab: LabState) -> set[str]:
+    links = json.loads(run(lab, "ip", "-j", "-4", "addr"))
+    return {each["local"] for link in links for each in link["addr_info"]}
+
+
 @pytest.mark.parametrize(("old", "new"), PAIRS, ids=[f"{old}-{new}" for old, new in PAIRS])
-def test_no_connection_is_lost_and_nothing_is_left(lab: LabState, old: str, new: str) -> None:
+def test_no_connection_is_lost_and_nothing_is_left(
+    lab: LabState, recorded: Recorders, old: str, new: str
+) -> None:
     """Established connections answer on, new ones are served throughout, and of the old mode there
-    is no trace when the command returns."""
+    is no trace when the command returns. While the rules of both stand, for as long as is told,
+    none is translated twice: each comes to one pod, once, and from the client's own address (from
+    the node's where a relay is in between)."""
     in_mode(old)
     assert traces(lab, old)
+    client = namespace(lab, "echo-0")
     place = (cluster_ip_of(), 80)
-    with Clients(lab) as clients, Held(namespace(lab, "echo-0"), place, 4, answered) as held:
+    to_recorders = (cluster_ip_of(service="recorded"), recorders.PORT)
+    with (
+        Clients(lab) as clients,
+        Calls(client, to_recorders) as calls,
+        Held(client, place, 4, answered) as held,
+    ):
         (done,) = switching.switch(LAB, lifecycle.mode_of(new))
         outcome = held.end()
     assert (done.before, done.now) == (old, new)
+    assert done.both is not None
+    assert 0 < done.both < done.seconds
+    assert calls.failures == {}
+    assert len(calls.made) > recorders.CALLERS
+    assert {number: len(recorded.visits[number]) for number in calls.made} == dict.fromkeys(
+        calls.made, 1
+    )
+    relayed = node_addresses(lab) if "userspace" in (old, new) else set()
+    wrong = {
+        number: (own, recorded.visits[number])
+        for number, own in calls.made.items()
+        if recorded.visits[number][0].peer not in {own, *relayed}
+    }
+    assert wrong == {}
     assert outcome.survived == outcome.connections
     assert clients.count
     assert clients.failures == []
@@ -183,10 +227,11 @@ def ipvs_traces(lab: LabState) -> list[str]:
 
 
 @pytest.mark.ipvs
-def test_to_and_from_ipvs(ipvs_lab: LabState) -> None:
+@pytest.mark.parametrize("other", ["iptables", "userspace"])
+def test_to_and_from_ipvs(ipvs_lab: LabState, other: str) -> None:
     """As between the others: virtual servers come beside rules and go without a trace, and no
     connection of either kind ends with them."""
-    name = str(lifecycle.mode_of("iptables"))
+    name = str(lifecycle.mode_of(other))
     place = (cluster_ip_of(IPVS_LAB), 80)
     for old, new in (("ipvs", name), (name, "ipvs")):
         with (
@@ -271,8 +316,13 @@ def test_the_command(lab: LabState) -> None:
     done = kproxy("lab", "switch", "--name", LAB, "--mode", "userspace", "--node", NODE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{NODE}: userspace in place of iptables-nft, ")
+    assert re.search(r" s; rules of both for \d+\.\d{3} s\n$", done.stdout)
     again = kproxy("lab", "switch", "--name", LAB, "--mode", "userspace")
     assert again.stdout == f"{NODE}: in userspace mode already\n"
+    back = kproxy("lab", "switch", "--name", LAB, "--mode", "iptables-nft", "-o", "json")
+    (told,) = json.loads(back.stdout)
+    assert (told["node"], told["before"], told["now"]) == (NODE, "userspace", "iptables-nft")
+    assert 0 < told["both"] < told["seconds"]
     wrong = kproxy("lab", "switch", "--name", LAB, "--mode", "userspace", "--node", "nowhere")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)
     assert "no node nowhere" in wrong.stderr

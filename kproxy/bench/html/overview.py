@@ -142,11 +142,16 @@ def absent(section: Section) -> Html | None:
 
 
 def _of(measures: Sequence[str], every: Sequence[str]) -> str:
-    """Names of measures; those of one event as one."""
+    """Names of measures; all that are read of one event as one."""
     if "" in measures or set(measures) >= set(every):
         return "all"
-    short = dict.fromkeys(
-        name.rpartition("-")[0] if name.rpartition("-")[2] in words.SURVIVAL else name
-        for name in measures
-    )
-    return ", ".join(short)
+    return ", ".join(dict.fromkeys(_event(name, measures, every) or name for name in measures))
+
+
+def _event(name: str, measures: Sequence[str], every: Sequence[str]) -> str:
+    """That a measure is read of, when none of its measures was; else ""."""
+    event, _, part = name.rpartition("-")
+    if part not in words.SURVIVAL:
+        return ""
+    of_event = {f"{event}-{part}" for part in words.SURVIVAL} & set(every)
+    return event if of_event <= set(measures) else ""

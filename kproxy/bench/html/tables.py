@@ -167,33 +167,44 @@ def _cell(content: str, class_: str, about: Said) -> Html:
 # --- survival -----------------------------------------------------------------------------------
 
 
+#: Part of survival, a time besides the silence -> its head.
+_TIMES: Mapping[str, str] = {
+    "slowest": "slowest answered, median",
+    "both": "rules of both modes, median",
+}
+
+
 def survived(section: Section) -> list[Html]:
     """One table of all events, and one of all mode switches where each was measured."""
     events = headlines.events(section)
     if not events:
         return []
-    bodies = [
-        tag(
-            "tbody",
-            tag("tr", tag("th", _event_title(event), colspan=6, scope="rowgroup"), class_="point"),
-            [_noticed(name, parts) for name, parts in headlines.noticed(section, event).items()],
-        )
-        for event in events
-    ]
-    gaps = [
-        parts["gap"]
-        for event in events
-        for parts in headlines.noticed(section, event).values()
-        if "gap" in parts
-    ]
+    noticed = {event: headlines.noticed(section, event) for event in events}
+    everything = [parts for of_event in noticed.values() for parts in of_event.values()]
+    gaps = [parts["gap"] for parts in everything if "gap" in parts]
+    # Results of earlier versions have not all of them.
+    times = [part for part in _TIMES if any(part in parts for parts in everything)]
     heads = (
         "subject",
         "new connections that failed",
         "longest silence, median",
         f"its interval{_levels(gaps)}",
+        *(_TIMES[part] for part in times),
         "held connections that broke",
         "rounds",
     )
+    bodies = [
+        tag(
+            "tbody",
+            tag(
+                "tr",
+                tag("th", _event_title(event), colspan=len(heads), scope="rowgroup"),
+                class_="point",
+            ),
+            [_noticed(name, parts, times) for name, parts in of_event.items()],
+        )
+        for event, of_event in noticed.items()
+    ]
     caption = joined(
         tag("strong", "What clients notice"),
         " – lower is better. Failures are those of all rounds together.",
@@ -206,7 +217,7 @@ def _event_title(event: str) -> str:
     return f"{name}. {how}" if how else name
 
 
-def _noticed(name: str, parts: Mapping[str, Said]) -> Html:
+def _noticed(name: str, parts: Mapping[str, Said], times: Iterable[str]) -> Html:
     failed, gap, held = (parts.get(part) for part in ("failed", "gap", "held"))
     low, high = (
         (words.quantity(end, "s", 2) for end in (gap.lowest, gap.highest)) if gap else ("", "")
@@ -215,11 +226,16 @@ def _noticed(name: str, parts: Mapping[str, Said]) -> Html:
         "tr",
         tag("th", name, scope="row"),
         _lost(failed),
-        tag("td", words.quantity(gap.figure, "s", 2) if gap else "", class_="figure"),
+        _time(gap),
         tag("td", f"{low} to {high}" if gap and gap.rounds > 1 else "", class_="figure"),
+        [_time(parts.get(part)) for part in times],
         _lost(held),
         tag("td", words.count(max(each.rounds for each in parts.values())), class_="figure"),
     )
+
+
+def _time(about: Said | None) -> Html:
+    return tag("td", words.quantity(about.figure, "s", 2) if about else "", class_="figure")
 
 
 def _lost(about: Said | None) -> Html:
@@ -257,8 +273,8 @@ def _switches(section: Section) -> list[Html]:
     )
     caption = joined(
         tag("strong", "Every mode switch"),
-        " – from the mode of the line to that of the column: longest silence, median of the "
-        "rounds, and what was lost.",
+        " – from the mode of the line to that of the column: longest silence, for how long the "
+        "rules of both stood, medians of the rounds; and what was lost.",
     )
     return [table(caption, ["from \\ to", *targets], [body], class_="figures")]
 
@@ -266,10 +282,8 @@ def _switches(section: Section) -> list[Html]:
 def _switch(parts: Mapping[str, Said] | None) -> Html:
     if not parts:
         return tag("td", DASH, class_="figure")
-    gap, lost = parts.get("gap"), headlines.harm(parts)
-    silence = words.quantity(gap.figure, "s", 2) if gap else ""
-    return tag(
-        "td",
-        f"{silence}; {words.listed(lost)}" if lost else silence,
-        class_="figure failed" if lost else "figure",
-    )
+    gap, both, lost = parts.get("gap"), parts.get("both"), headlines.harm(parts)
+    told = [words.quantity(gap.figure, "s", 2)] if gap else []
+    told += [f"both {words.quantity(both.figure, 's', 2)}"] if both else []
+    told += [words.listed(lost)] if lost else []
+    return tag("td", "; ".join(told), class_="figure failed" if lost else "figure")

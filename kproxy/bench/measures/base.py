@@ -19,11 +19,13 @@ from kproxy.core.objects import Value
 
 
 class Reading(Value, frozen=True):
-    """Of one point in one turn. ``histogram``: bucket -> count (:mod:`kproxy.bench.histogram`)."""
+    """Of one point in one turn. ``histogram``: bucket -> count (:mod:`kproxy.bench.histogram`);
+    ``again``: how many times it was taken anew, because nothing came of the time before."""
 
     figure: Figure
     histogram: dict[int, int] = field(default_factory=dict)
     cost: Cost | None = None
+    again: int = 0
 
 
 class Group(Protocol):

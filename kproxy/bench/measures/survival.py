@@ -37,8 +37,14 @@ EVENTS: Mapping[str, str] = {
 _READINGS: Mapping[str, tuple[str, Unit, str]] = {
     "failed": ("new connections that failed", "share", "lower"),
     "gap": ("longest time without an answer", "s", "lower"),
+    "slowest": ("longest that an answered new connection took", "s", "lower"),
     "held": ("held connections that live on", "share", "higher"),
+    "both": ("time in which the rules of both modes stand", "s", "lower"),
 }
+
+#: What is read of one event only, and why those that nothing happens to have none.
+_OF_ONE: Mapping[str, str] = {"both": "switch"}
+_NO_MODE = "it has no rules that others could stand beside"
 
 #: What relays have besides modes, and why nothing else happens to them.
 _RELAYS = ("haproxy", "nginx")
@@ -59,6 +65,8 @@ _ALONE = "there is no other mode to switch to"
 
 def _measures(event: str) -> Iterator[Measure]:
     for name, (title, unit, better) in _READINGS.items():
+        if _OF_ONE.get(name, event) != event:
+            continue
         yield Measure(
             name=f"{event}-{name}",
             title=f"{EVENTS[event]}: {title}",
@@ -68,15 +76,20 @@ def _measures(event: str) -> Iterator[Measure]:
         )
 
 
+#: All of them, in the order of tables.
+MEASURES: Sequence[Measure] = [measure for event in EVENTS for measure in _measures(event)]
+
+
 class Survival:
     """Modes of kproxy; relays that can be reloaded; and ``direct``, to which nothing happens: what
     is read of it is the machine's own, the same at all events.
 
     ``events`` of :data:`EVENTS` happen. ``every_switch``: into each other mode and not only into
     the next one of the subjects. Points are ``Point("restart-failed")``, ``Point("restart-gap")``,
-    ``Point("restart-held")`` and so on; of several switches these are the worst, and each has
-    points of its own, ``Point("switch-gap", where="userspace")`` for the one into that mode.
-    ``-failed`` and ``-held`` have attempts and failures; nothing is compared with a base.
+    ``Point("restart-slowest")``, ``Point("restart-held")`` and so on, ``Point("switch-both")``
+    beside them; of several switches these are the worst, and each has points of its own,
+    ``Point("switch-gap", where="userspace")`` for the one into that mode. ``-failed`` and ``-held``
+    have attempts and failures; nothing is compared with a base.
     """
 
     name = "survival"
@@ -117,6 +130,8 @@ class Survival:
             for (name, event), why in reasons.items()
             for measure in _measures(event)
         ]
+        if DIRECT in self._happens and "switch" in self._happens[DIRECT]:
+            self.absent = [*self.absent, Absent(DIRECT, "switch-both", _NO_MODE)]
         self._stack = ExitStack()
         self._stand: Stand | None = None
 
@@ -177,15 +192,19 @@ class Survival:
 
 
 def _readings(event: str, seen: Sequence[Seen], where: str = "") -> dict[Point, Reading]:
-    """Of one window, or of several of one event: all failures, the longest gap."""
+    """Of one window, or of several of one event: all failures, the longest times."""
     started, failed = sum(each.started for each in seen), sum(each.failed for each in seen)
     held = sum(each.held.connections for each in seen)
     lost = held - sum(each.held.survived for each in seen)
     figures = {
         "failed": Figure(failed / started if started else 1.0, started, failed),
         "gap": Figure(max(each.gap for each in seen)),
+        "slowest": Figure(max(each.slowest for each in seen)),
         "held": Figure(1 - lost / held if held else 1.0, held, lost),
     }
+    both = [each.both for each in seen if each.both is not None]
+    if both:
+        figures["both"] = Figure(max(both))
     return {
         Point(f"{event}-{name}", where=where): Reading(figure) for name, figure in figures.items()
     }

@@ -236,7 +236,7 @@ def _timed(load: Load, seconds: float) -> Load:
 
 
 def _taken(standing: Standing, load: Load, shown: Sequence[Shown]) -> dict[Point, Reading]:
-    taken = _answered(standing, load)
+    taken, again = _answered(standing, load)
     result = taken.result
     cost = Cost(
         seconds=taken.seconds, proxy=taken.cpu, kernel=taken.others, memory=taken.memory.pss
@@ -246,19 +246,21 @@ def _taken(standing: Standing, load: Load, shown: Sequence[Shown]) -> dict[Point
             Figure(each.of(result), result.started, result.failed),
             dict(each.histogram(result)),
             cost,
+            again,
         )
         for each in shown
     }
 
 
-def _answered(standing: Standing, load: Load) -> Taken:
-    """A load of which something was answered. One that fell into a moment in which the machine did
-    something else, so that nothing was and nothing failed, is made again and longer: it says
-    nothing about the subject. CheckFailed: nothing is answered all the same."""
-    for seconds in (load.seconds * _LONGER**at for at in range(_TRIES)):
-        taken = measure.on(*standing, replace(load, seconds=seconds))
+def _answered(standing: Standing, load: Load) -> tuple[Taken, int]:
+    """A load of which something was answered, and how many before it were not. One that fell into a
+    moment in which the machine did something else, so that nothing was and nothing failed, is made
+    again and longer: it says nothing about the subject, but the result tells of it. CheckFailed:
+    nothing is answered all the same."""
+    for again in range(_TRIES):
+        taken = measure.on(*standing, replace(load, seconds=load.seconds * _LONGER**again))
         if _ARRIVED[load.kind](taken.result):
-            return taken
+            return taken, again
         if taken.result.failed:
             break
     failures = ", ".join(f"{count} {kind}" for kind, count in taken.result.failures.items())

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kproxy.bench.pictures import sayings
-from kproxy.bench.pictures.plan import Picture, planned
+from kproxy.bench.pictures.plan import Picture, files, planned
 from kproxy.bench.results import Results
 from kproxy.errors import MachineError
 
 if TYPE_CHECKING:
     from kproxy.bench.pictures.style import Canvas
 
-__all__ = ["Picture", "planned", "require", "write"]
+__all__ = ["Picture", "files", "planned", "require", "write"]
 
 
 def require() -> None:

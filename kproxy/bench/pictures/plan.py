@@ -117,6 +117,15 @@ class Picture(Value, frozen=True):
     alt: str
 
 
+def files() -> list[str]:
+    """Names of all pictures that there may be."""
+    return [file_of(chart, section) for section in ("host", "uml") for chart in CHARTS]
+
+
+def file_of(chart: Chart, section: str) -> str:
+    return f"uml-{chart.name}.png" if section == "uml" else f"{chart.name}.png"
+
+
 def planned(results: Results) -> list[Picture]:
     """All pictures that these results have figures for."""
     return [
@@ -165,5 +174,5 @@ def picture_of(chart: Chart, section: Section, machine: Fingerprint) -> Picture:
     subtitle = " · ".join((kernel, f"{cores}, {machine.cpu}", rounds))
     names = words.listed(words.ordered(sayings.subjects(rows)))
     alt = f"{title}. {chart.reads}. Subjects: {names}; {rounds}. The tables hold the figures."
-    file = f"uml-{chart.name}.png" if uml else f"{chart.name}.png"
+    file = file_of(chart, section.name)
     return Picture(file, chart, section, title, subtitle, alt)

@@ -12,7 +12,7 @@ from kproxy.bench.pictures import sayings, style
 from kproxy.bench.pictures.plan import EVENTS, Picture, rows_of
 from kproxy.bench.verdicts import Said
 
-#: Subject -> part ("failed", "gap", "held") -> what was found.
+#: Subject -> part ("failed", "gap", "slowest", "held") -> what was found.
 Noticed = Mapping[str, Mapping[str, Said]]
 
 
@@ -25,13 +25,14 @@ def draw(canvas: style.Canvas, picture: Picture) -> None:
         for name, about in sayings.said(row, picture.section).items():
             events.setdefault(event, {}).setdefault(name, {})[part] = about
     names = words.ordered({name for noticed in events.values() for name in noticed})
-    gaps = [
-        parts["gap"].figure
+    times = [
+        parts[part].figure
         for noticed in events.values()
         for parts in noticed.values()
-        if "gap" in parts
+        for part in ("gap", "slowest")
+        if part in parts
     ]
-    scale = _scale(gaps)
+    scale = _scale(times)
     panels = canvas.panels(1, len(events), left=0.14, right=0.99, wspace=0.05, sharey=True)
     for axes, event in zip(panels, [event for event in EVENTS if event in events]):
         _panel(axes, words.SHORT[event], events[event], names, scale)
@@ -40,14 +41,15 @@ def draw(canvas: style.Canvas, picture: Picture) -> None:
     # A few bars alone would be as thick as walls.
     panels[0].set_ylim(max(len(names), 5) - 0.45, -0.62)
     canvas.note(
-        "Bars: longest time in which no client was answered, median of the rounds, logarithmic. "
-        "Under them, of all rounds: new connections that failed, held ones that broke."
+        "Bars: longest time in which no client was answered; lines: the slowest new connection "
+        "that was. Medians of the rounds, logarithmic. Under them, of all rounds: new connections "
+        "that failed, held ones that broke."
     )
 
 
-def _scale(gaps: Sequence[float]) -> tuple[float, float]:
+def _scale(times: Sequence[float]) -> tuple[float, float]:
     """Decades that hold all bars; a bar on a logarithmic axis begins at a decade, not at 0."""
-    shown = [gap for gap in gaps if gap > 0] or [1e-3]
+    shown = [each for each in times if each > 0] or [1e-3]
     return 10.0 ** math.floor(math.log10(min(shown) / 1.5)), max(shown)
 
 
@@ -88,7 +90,12 @@ def _ticks(axes: Axes, scale: tuple[float, float], *, step: int) -> None:
 
 def _cell(axes: Axes, place: int, name: str, parts: Mapping[str, Said], low: float) -> None:
     """One mode's bar, its figure, and how many connections it cost."""
-    gap = parts.get("gap")
+    gap, slowest = parts.get("gap"), parts.get("slowest")
+    if slowest is not None:
+        end, at = max(slowest.figure, low), place - 0.14
+        colour = style.look(name).colour
+        axes.hlines(at, low, end, color=colour, linewidth=2.2, zorder=2)
+        axes.vlines(end, at - 0.12, at + 0.12, color=colour, linewidth=2.2, zorder=2)
     if gap is not None:
         axes.barh(
             place - 0.14,
@@ -100,7 +107,7 @@ def _cell(axes: Axes, place: int, name: str, parts: Mapping[str, Said], low: flo
         )
         axes.annotate(
             words.quantity(gap.figure, "s", 2),
-            (max(gap.figure, low), place - 0.14),
+            (max(gap.figure, slowest.figure if slowest else 0.0, low), place - 0.14),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",

@@ -28,6 +28,7 @@ class Fact(StrEnum):
     STRAY_PACKET = "stray-packet-of-an-endpoint"
     HELD_ON_LOOPBACK = "node-port-held-on-loopback"
     PROXY_AWAY = "proxy-is-away"
+    KNOWN_ELSEWHERE = "client-is-known-by-another-way-in"
     SERVICE_PORT_GONE = "service-port-is-gone"
     UDP_ENDPOINT_DRAINS = "udp-endpoint-drains"
     PROXY_ENDED = "proxy-has-ended-since"
@@ -72,15 +73,25 @@ def _vips(plan: PortPlan) -> Iterable[str]:
     return filter(None, (plan.cluster_ip, *plan.external_ips, *plan.load_balancer_ips))
 
 
-def known(world: World, flow: Flow, held: Flow | None = None, *, life: int = 0) -> Known:
-    """What ``world`` says about a flow; ``held`` is the one that it checks, and ``life`` that of
-    the proxy when it was sent."""
+def like_of(flow: Flow, flows: Iterable[Flow]) -> Flow | None:
+    """The one whose endpoint a flow is to get, among those of its scenario."""
+    name = flow.expect.same_as if flow.expect is not None else ""
+    return next((each for each in flows if name and each.name == name), None)
+
+
+def known(
+    world: World, flow: Flow, held: Flow | None = None, *, life: int = 0, like: Flow | None = None
+) -> Known:
+    """What ``world`` says about a flow; ``held`` is the one that it checks, ``life`` that of the
+    proxy when it was sent, and ``like`` the one whose endpoint it is to get."""
     plan = world.way(held or flow)
     local = plan.endpoints.local or () if plan is not None else ()
     tests = _OF_CHECKS if held is not None else _OF_FLOWS
     facts = {fact for fact, holds in tests.items() if holds(world, held or flow, plan)}
     if held is not None and _ended(world, held, life):
         facts.add(Fact.PROXY_ENDED)
+    if like is not None and _known_elsewhere(flow, like, plan):
+        facts.add(Fact.KNOWN_ELSEWHERE)
     return Known(
         facts=frozenset(facts),
         local=tuple(sorted(str(end) for end in local)),
@@ -152,6 +163,11 @@ def _away(world: World, flow: Flow, plan: PortPlan | None) -> bool:
 def _ended(world: World, held: Flow, life: int) -> bool:
     """A connection ends with the process that carries it, and no datagram gets on without one."""
     return not world.life or (held.proto is Protocol.TCP and life in world.ended)
+
+
+def _known_elsewhere(flow: Flow, like: Flow, plan: PortPlan | None) -> bool:
+    affine = plan is not None and plan.affinity_seconds is not None
+    return affine and (flow.to, flow.port) != (like.to, like.port)
 
 
 def _gone(world: World, held: Flow, plan: PortPlan | None) -> bool:

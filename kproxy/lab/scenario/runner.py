@@ -23,7 +23,7 @@ from kproxy.lab.scenario.checks import run_checks, world_of
 from kproxy.lab.scenario.craft import send_crafted
 from kproxy.lab.scenario.exceptions import Row
 from kproxy.lab.scenario.explain import explain
-from kproxy.lab.scenario.facts import Fact, Known, World, known
+from kproxy.lab.scenario.facts import Fact, Known, World, known, like_of
 from kproxy.lab.scenario.judge import Judged, judge, judge_check, judge_hold, wanted_tries
 from kproxy.lab.scenario.report import CheckResult, FlowResult, Result, Skipped, result
 from kproxy.lab.scenario.schema import Broken, Flow, Scenario, Verdict, claims
@@ -254,7 +254,8 @@ class _Act:
         if flow.hold:
             self._lives[flow.hold] = world.life
         life = self._lives.get(flow.check, 0)
-        about = known(world, flow, self._sent.get(flow.check), life=life)
+        like = like_of(flow, self.scenario.all_flows)
+        about = known(world, flow, self._sent.get(flow.check), life=life, like=like)
         if flow.check:
             about = msgspec.structs.replace(
                 about, facts=about.facts | self._past.get(flow.check, frozenset())

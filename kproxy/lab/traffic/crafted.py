@@ -104,8 +104,10 @@ def send_all(
     with Capture((name, place.namespace) for name, place in watched.items()) as capture:
         search.send()
         # Only from now on: crafting many packets on a busy machine takes longer than the window.
-        deadline = time.monotonic() + window
-        while search.open and (left := deadline - time.monotonic()) > 0:
+        deadline, left = time.monotonic() + window, window
+        # Until nobody has seen anything by then: what waits to be read had come in time.
+        while search.open and left > 0:
+            left = deadline - time.monotonic()
             for sighting in capture.wait(left):
                 search.look(sighting, watched[sighting.place])
     return search.outcomes(window)
@@ -116,7 +118,8 @@ class _Search:
 
     def __init__(self, packets: Sequence[Crafted]) -> None:
         self.packets = packets
-        base = int.from_bytes(os.urandom(3), "big") << 8
+        # Half of the 32 bits: the last of many tokens is in range too.
+        base = int.from_bytes(os.urandom(3), "big") << 7
         # Steps of two: a reset acknowledges token + 1, which must not be another packet's token.
         self.tokens = {base + 2 * number: number for number in range(len(packets))}
         self.found: dict[int, Outcome] = {}

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from kproxy.core.objects import Protocol, TrafficPolicy
 from kproxy.core.snapshot import Endpoint, EndpointSets, PortPlan
-from kproxy.lab.scenario.facts import Fact, World, known
+from kproxy.lab.scenario.facts import Fact, World, known, like_of
 from kproxy.lab.scenario.schema import Expect, Flow, SenderKind
 from tests.backends.iptables.plans import ADDRESSES, V4, port
 
@@ -120,6 +120,29 @@ def test_a_held_udp_flow_whose_endpoint_drains(
     held = flow("172.30.0.53", 53, proto=Protocol.UDP)
     check = Flow(check="h", expect=Expect(alive=True))
     assert facts(check, replace(DNS, endpoints=sets), held=held) == said
+
+
+@pytest.mark.parametrize(
+    ("to", "number", "affinity", "said"),
+    [
+        (CLUSTER_IP, 80, 600, False),
+        (NODE, 30080, 600, True),
+        (EXTERNAL, 80, 600, True),
+        (NODE, 30080, None, False),
+        (NODE, 30081, 600, False),
+    ],
+)
+def test_a_client_that_comes_by_another_way_in(
+    to: str, number: int, affinity: int | None, said: bool
+) -> None:
+    """Of a service with affinity, where it is to get the endpoint that it got elsewhere."""
+    world = World((replace(WEB, affinity_seconds=affinity),), frozenset({NODE}))
+    first = flow(CLUSTER_IP, 80, name="first")
+    later = flow(to, number, expect=Expect(endpoints=(f"{PODS[0]}:80",), same_as="first"))
+    like = like_of(later, (flow(EXTERNAL, 80), first))
+    assert like is first
+    assert (Fact.KNOWN_ELSEWHERE in known(world, later, like=like).facts) == said
+    assert like_of(first, (flow(EXTERNAL, 80), later)) is None
 
 
 def test_node_ports_of_some_addresses_are_not_held_on_loopback() -> None:

@@ -118,17 +118,17 @@ def test_same_as_compares_endpoints(like: str, passes: bool) -> None:
     assert judge(flow(ends(A, B, same_as="other")), [reached(A)], like=like).passed is passes
 
 
-def test_tries_make_a_miss_rarer_than_one_in_a_million() -> None:
+def test_tries_make_a_miss_rare() -> None:
     """The known counts, and the bound itself for many endpoints."""
-    assert [tries_for(number) for number in (0, 1, 2, 3)] == [1, 1, 21, 38]
+    assert [tries_for(number) for number in (0, 1, 2, 3)] == [1, 1, 35, 61]
     for number in range(2, 60):
-        assert number * (1 - 1 / number) ** tries_for(number) < 1e-6
+        assert number * (1 - 1 / number) ** tries_for(number) < 1e-10
 
 
 TRIES = [
     (flow(REJECT), 1),
     (flow(ends(A)), 1),
-    (flow(ends(A, B)), 21),
+    (flow(ends(A, B)), 35),
     (flow(ends(A, B), repeat=5), 5),
     (flow(ends(A, B), source_port=4000), 1),
     (flow(ends(A, B), hold="h"), 1),
@@ -146,8 +146,8 @@ def test_how_often_a_flow_is_sent(one: Flow, count: int) -> None:
 
 RIVALLED = [
     (flow(REJECT), 1),
-    (flow(ends(A)), 21),
-    (flow(ends(A, B)), 38),
+    (flow(ends(A)), 35),
+    (flow(ends(A, B)), 61),
     (flow(ends(A), hold="h"), 1),
     (flow(ends(A), repeat=2), 2),
 ]
@@ -160,7 +160,7 @@ def test_endpoints_that_must_not_be_reached_cost_more_tries(one: Flow, count: in
 
 
 @pytest.mark.parametrize(
-    ("repeat", "all_seen", "passes"), [(3, False, True), (3, True, False), (21, False, False)]
+    ("repeat", "all_seen", "passes"), [(3, False, True), (3, True, False), (35, False, False)]
 )
 def test_few_repeats_need_not_see_all(repeat: int, all_seen: bool, passes: bool) -> None:
     """Fewer tries than a miss allows show nothing about spread, unless the file says so."""

@@ -12,9 +12,10 @@ from kproxy.errors import ScenarioError
 from kproxy.lab.scenario import semantics
 from kproxy.lab.scenario.exceptions import Condition
 from kproxy.lab.scenario.exceptions import Row as ExceptionRow
-from kproxy.lab.scenario.schema import Scenario, load, parse
+from kproxy.lab.scenario.schema import Scenario, claims, load, parse
 
-FOLDER = Path(__file__).parents[3] / "netns-lab" / "scenarios"
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "netns-lab" / "scenarios"
 
 
 def project_scenarios() -> list[Scenario]:
@@ -42,6 +43,34 @@ def test_rows_and_scenarios_have_names_of_their_own() -> None:
     names = Counter(case.name for case in project_scenarios())
     ids = Counter(row.id for row in semantics.load_rows(semantics.default_path()))
     assert [name for name, count in (names + ids).items() if count > 1] == []
+
+
+def test_the_document_was_made_from_all_of_it() -> None:
+    """A cell of docs/semantics.md is empty only where no scenario claims the row for the mode, and
+    nothing in it has failed: else it was made from a part of the scenarios (make semantics)."""
+    shown, by_name = (
+        semantics.claimed(project_scenarios()),
+        {c.name: c for c in project_scenarios()},
+    )
+    modes: list[str] = []
+    wrong = []
+    for line in (ROOT / "docs" / "semantics.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+        if cells[0] == "row":
+            modes = cells[3:]
+        elif cells[0].startswith("`"):
+            row = cells[0].strip("`")
+            for mode, cell in zip(modes, cells[3:], strict=True):
+                claimed = any(_claims(by_name[name], mode) for name in shown.get(row, ()))
+                if (cell != semantics.NOT_CLAIMED) != claimed or cell.startswith(semantics.FAILED):
+                    wrong.append((row, mode, cell))
+    assert modes
+    assert wrong == []
+
+
+def _claims(case: Scenario, column: str) -> bool:
+    mode = column.partition("-")[0]
+    return claims(case.modes, mode) and any(claims(flow.modes, mode) for flow in case.all_flows)
 
 
 ROWS = (

@@ -115,19 +115,20 @@ ZERO_IS_DEFAULT = frozenset(
     }
 )
 
-#: Fields that are known and without effect here: other systems', or of releases long gone.
-IGNORED = frozenset(
-    {
-        "apiVersion",
-        "conntrack.max",
-        "kind",
-        "logging.options",
-        "logging.vmodule",
-        "resourceContainer",
-        "windowsRunAsService",
-        "winkernel",
-    }
-)
+#: Fields that are known and without effect here -> why; "" when there is nothing to say of them.
+IGNORED = {
+    "apiVersion": "",
+    "conntrack.max": "of releases long gone, conntrack.maxPerCore and conntrack.min stand for it",
+    "kind": "",
+    "logging.options": "lines are written at once",
+    "logging.vmodule": "logging.verbosity is for all of kproxy",
+    "resourceContainer": "of releases long gone",
+    "windowsRunAsService": "this is Linux",
+    "winkernel": "this is Linux",
+}
+
+#: What such a field holds when nobody has set it: a file that was written with all its fields.
+_UNSET = ("", "0", "0s")
 
 #: Durations that the API also takes as a number of nanoseconds.
 _NANOSECONDS = frozenset({"logging.flushFrequency"})
@@ -136,7 +137,8 @@ _NANOSECONDS = frozenset({"logging.flushFrequency"})
 def config_from_mapping(
     mapping: Mapping[str, Any], *, where: str = "config"
 ) -> tuple[Config, tuple[str, ...]]:
-    """A Config from a decoded KubeProxyConfiguration, and one warning for each unknown field.
+    """A Config from a decoded KubeProxyConfiguration, and one warning for each field that is
+    unknown, or known and set without effect here.
 
     ``apiVersion`` and ``kind`` may be absent. ConfigError lists every value of a wrong type at
     once; whether the values make sense is :func:`kproxy.config_check.problems`' question.
@@ -284,12 +286,12 @@ class _Reader:
         known, values = _attributes(struct), {}
         for key, value in mapping.items():
             here = f"{path}.{key}" if path else str(key)
-            if value is None or here in IGNORED:
-                if key not in known and here not in IGNORED:
-                    self.warnings.append(_unknown(here, known))
+            if here in IGNORED:
+                if IGNORED[here] and _is_set(value):
+                    self.warnings.append(f"{here} has no effect: {IGNORED[here]}")
             elif key not in known:
                 self.warnings.append(_unknown(here, known))
-            else:
+            elif value is not None:
                 attribute, type_ = known[key]
                 if isinstance(type_, type) and issubclass(type_, Value):
                     values[attribute] = self.struct(type_, value, here)
@@ -316,6 +318,15 @@ def _duration(value: object, path: str) -> Seconds:
     if not isinstance(value, str):
         raise TypeError(f"a duration is needed, not {_shown(value)}; write it like 30s or 1m30s")
     return parse_duration(value)
+
+
+def _is_set(value: object) -> bool:
+    """Whether a field without effect holds more than zeros."""
+    if isinstance(value, Mapping):
+        return any(_is_set(each) for each in value.values())
+    if isinstance(value, list):
+        return any(_is_set(each) for each in value)
+    return value not in _UNSET if isinstance(value, str) else bool(value)
 
 
 def _unknown(path: str, known: Mapping[str, object]) -> str:

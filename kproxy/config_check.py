@@ -92,6 +92,7 @@ _NO_EFFECT: tuple[tuple[str, str], ...] = (
     ("featureGates", "there are no feature gates"),
     ("clientConnection", "objects come from -f"),
     ("configSyncPeriod", "objects come from -f"),
+    ("logging.flushFrequency", "lines are written at once"),
 )
 
 #: Those of single modes, in the other modes.

@@ -183,7 +183,7 @@ class Daemon:
             await self._place.begin(self._proxy.doors, self._wake.set)
             if self._place.moving:
                 self._report.took_over(self._place.state)
-                self._proxy.others.before_sweep = self._place.in_force
+                self._proxy.others.before_sweep = self._both_stand
             elif self._server_task is None:
                 self._start_servers()
                 self._report.took_over(self._place.state)
@@ -417,10 +417,16 @@ class Daemon:
         self._tried.set()
         _log.detail("sync ended", ok=ok, seconds=over - begun, deltas=len(batch.deltas))
 
+    def _both_stand(self) -> None:
+        """Families are synced side by side: the rules of the first may have waited for the last."""
+        first = min((record.at for record in self._proxy.records), default=time.time())
+        self._place.in_force(max(0.0, time.time() - first))
+
     async def _settle(self) -> None:
         """We stand where another mode did. Its daemon ends when nothing of it is left."""
         if self._proxy.others.swept:
             await self._place.serving()
+            self._report.stood_beside(self._place.both)
             self._start_servers()
         else:
             self._loop.call_later(_SWEEP_AGAIN, self._ask)

@@ -154,6 +154,12 @@ FLAGS: tuple[Flag, ...] = (
 
 BY_NAME = {flag.name: flag for flag in FLAGS}
 
+#: Flags that set nothing here -> why.
+WITHOUT_EFFECT = {
+    "master": "objects come from -f",
+    "vmodule": "-v is for all of kproxy",
+}
+
 #: Flags that keep their meaning beside --config (kube-proxy's rule).
 _BESIDE_CONFIG = ("hostname-override", "v", "logging-format")
 
@@ -189,10 +195,13 @@ def config_of(values: Mapping[str, object], file: str | None) -> tuple[Config, t
     """The Config of a command line, and warnings: ``file`` (--config) wins over flags.
 
     Only --hostname-override, -v and --logging-format count beside a file; others are named in a
-    warning. ConfigError when the file cannot be read or has values of a wrong type.
+    warning, as is without a file what has no effect at all. ConfigError when the file cannot be
+    read or has values of a wrong type.
     """
     if file is None:
-        return config_from_flags(values), ()
+        idle = [f"--{name} has no effect: {why}" for name, why in WITHOUT_EFFECT.items()
+                if values.get(name)]  # fmt: skip
+        return config_from_flags(values), tuple(idle)
     config, warnings = load(file)
     for name in _BESIDE_CONFIG:
         if name in values:

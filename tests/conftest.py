@@ -7,12 +7,14 @@ that did not run is listed at the end, with its reason.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sysconfig
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Hooks: tests that this kernel cannot run are run in user-mode Linux.
 from tests.uml.outside import (  # noqa: F401
@@ -23,6 +25,16 @@ from tests.uml.outside import (  # noqa: F401
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Examples are the same in every run, unless random ones are asked for; and that a busy machine was
+# slow with one says nothing of what is tested.
+settings.register_profile(
+    "kproxy",
+    derandomize="KPROXY_RANDOM_CLUSTERS" not in os.environ,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("kproxy")
 
 #: Where each build of the compiled modules is (setup.py).
 BUILDS = {"release": ROOT / "kproxy", "debug": ROOT / "build" / "debug" / "kproxy"}

@@ -203,6 +203,29 @@ def test_unknown_fields_warn_by_name() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("mapping", "told"),
+    [
+        ({"winkernel": {"networkName": "x"}}, "winkernel"),
+        ({"windowsRunAsService": True}, "windowsRunAsService"),
+        ({"resourceContainer": "/kube-proxy"}, "resourceContainer"),
+        ({"conntrack": {"max": 5}}, "conntrack.max"),
+        ({"logging": {"vmodule": [{"filePattern": "a", "verbosity": 3}]}}, "logging.vmodule"),
+        ({"logging": {"options": {"json": {"infoBufferSize": "4Ki"}}}}, "logging.options"),
+        ({"winkernel": {"enableDSR": False, "networkName": "", "rootHnsEndpointName": None}}, ""),
+        ({"logging": {"options": {"json": {"infoBufferSize": "0"}}, "vmodule": None}}, ""),
+        ({"conntrack": {"max": 0}, "resourceContainer": "", "windowsRunAsService": False}, ""),
+    ],
+)
+def test_set_fields_without_effect_are_said(mapping: dict[str, object], told: str) -> None:
+    """What is another system's or of a release long gone is taken, and said unless it is zero."""
+    config, warnings = config_from_mapping(mapping)
+    assert config == Config()
+    assert [line.split(" ")[:4] for line in warnings] == (
+        [["config:", told, "has", "no"]] if told else []
+    )
+
+
 def test_every_wrong_type_is_told_at_once() -> None:
     """All values of a wrong type stand in one error, each by its field."""
     with pytest.raises(ConfigError) as caught:
@@ -393,6 +416,14 @@ def test_a_file_wins_over_flags_but_for_the_node_name(tmp_path: Path) -> None:
     assert "--masquerade-all, --proxy-mode" in warnings[0]
 
 
+def test_flags_without_effect_are_said() -> None:
+    """A flag that sets nothing says so when it is given; the table of those is whole."""
+    _, warnings = flags.config_of({"vmodule": "a=1", "master": "", "v": 3}, None)
+    assert [line.split(" ")[0] for line in warnings] == ["--vmodule"]
+    idle = {flag.name for flag in flags.FLAGS if not flag.path}
+    assert idle == {*flags.WITHOUT_EFFECT, "healthz-port", "metrics-port"}
+
+
 def test_every_flag_with_a_path_names_a_field_and_its_default_reads_back() -> None:
     """The table is whole: each path exists and each default is its own flag's text."""
     for flag in flags.FLAGS:
@@ -406,6 +437,7 @@ def test_every_flag_with_a_path_names_a_field_and_its_default_reads_back() -> No
     [
         ("enableProfiling", True, True),
         ("featureGates", {"A": True}, True),
+        ("logging.flushFrequency", 1.0, True),
         ("portRange", "1-2", True),
         ("udpIdleTimeout", 1.0, True),
         ("userspace", Userspace(workers=3), True),

@@ -122,6 +122,13 @@ class Proxy:
         assert found is not None
         return found
 
+    def until_logged(self, words: str) -> None:
+        """Return when the daemon has said that; it must not end before."""
+        assert self.process is not None
+        while words not in self.log.read_text():
+            assert self.process.poll() is None
+            os.sched_yield()
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(number)
@@ -419,9 +426,7 @@ def test_nothing_is_written_before_a_stream_has_begun(proxy: Proxy) -> None:
         environment = {**os.environ, **proxy.environment, "NOTIFY_SOCKET": proxy.notices.path}
         with netns.entered(proxy.namespace), proxy.log.open("ab") as log:
             proxy.process = subprocess.Popen(argv, stdin=read, stderr=log, env=environment)
-        with proxy.log.open() as lines:
-            while "started" not in (lines.readline() or ""):
-                assert proxy.process.poll() is None
+        proxy.until_logged("started")
         assert status.read(proxy.state) is None
         assert "KUBE" not in proxy.rules()
         os.write(write, service().encode() + b"---\n")

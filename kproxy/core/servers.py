@@ -15,6 +15,7 @@ from kproxy.core.objects import Value
 #: The schedulers of the kernel (net/netfilter/ipvs), each a module of its own.
 SCHEDULERS = (
     *("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh", "fo", "ovf"),
+    "twos",
 )
 
 #: By it a Service chooses its own scheduler, one of these.
@@ -23,7 +24,7 @@ SCHEDULER_ANNOTATION = "kproxy/ipvs-scheduler"
 #: Flags of a virtual server (linux/ip_vs.h). What the three of the scheduler mean depends on it.
 PERSISTENT, ONE_PACKET = 0x1, 0x4
 SH_FALLBACK, SH_PORT = 0x8, 0x10
-MH_PORT = 0x10
+MH_FALLBACK, MH_PORT = 0x8, 0x10
 
 #: Forwarding methods of a real server.
 MASQUERADE, LOCAL, TUNNEL, ROUTE = range(4)

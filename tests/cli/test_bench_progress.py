@@ -46,6 +46,8 @@ def _all_of(terminal: int) -> str:
 
 def test_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is measured, in which round, and how much is left; gone in the end but for notes."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patched:

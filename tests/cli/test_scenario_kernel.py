@@ -13,6 +13,7 @@ import pytest
 
 from kproxy.kernel import netns
 from kproxy.lab.uml import machine, place
+from tests.lab.uml.test_boot import assert_ended
 
 pytestmark = pytest.mark.kernel
 
@@ -118,13 +119,7 @@ def test_a_signal_ends_both(file: Path, number: signal.Signals) -> None:
     assert process.returncode == (130 if number == signal.SIGINT else 143)
     left = [name for name in os.listdir(netns.RUN_DIR) if f"scn-{process.pid}-" in name]
     assert left == []
-    text = subprocess.run(
-        ["ps", "-o", "stat=", "-s", str(process.pid)],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
-    assert [state for state in text.split() if not state.startswith("Z")] == []
+    assert_ended(process.pid)
 
 
 def test_all_goes_on_without_the_package(

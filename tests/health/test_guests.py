@@ -97,7 +97,7 @@ def test_a_request_has_to_come_soon(monkeypatch: pytest.MonkeyPatch, sent: bytes
 
 def test_the_next_request_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that has asked stays for more, and is ended when nothing follows."""
-    limits(monkeypatch, following=0.05)
+    limits(monkeypatch, following=0.3)
     request = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
     async def work() -> None:

@@ -138,7 +138,7 @@ def test_unknown_event(relays: ModuleType):
 
 
 @given(events=st.lists(st.sampled_from(EVENTS), max_size=30))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=list(HealthCheck), deadline=None)
 def test_any_order(relays: ModuleType, events: list[str]):
     """Whatever happens: one close at most and nothing after it; an end is told once, and only when
     its sender has finished and nothing is kept; who must wait is not read."""

@@ -427,7 +427,7 @@ def test_no_local_port_left(relays: ModuleType):
             )
             lab.stack.enter_context(clients[-1])
         carried(clients[0], lab.accepted(), b"by the only port")
-        until(lambda: lab.counted("retries") == 1)
+        until(lambda: lab.counted("retries") >= 1)
         LOCAL_PORTS.write_text("40000 40010")
         carried(clients[1], lab.accepted(), b"by another one")
         assert lab.relay.take_verdicts() == []

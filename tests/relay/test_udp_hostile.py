@@ -193,7 +193,7 @@ def test_descriptors_come_back(relays: ModuleType):
     """What sessions, fronts and workers had open is closed with them."""
     before = len(os.listdir("/proc/self/fd"))
     visited(relays)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.mark.parametrize("seed", range(3))

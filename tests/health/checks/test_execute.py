@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -81,16 +82,15 @@ def test_endless_output_is_thrown_away() -> None:
 
 def _zombies() -> set[str]:
     """Children of this process that have ended and were not collected."""
-    children = [
-        child
-        for task in Path("/proc/self/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
-    return {
-        child
-        for child in children
-        if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    }
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        # A thread or a child may end while they are listed.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for child in (task / "children").read_text().split():
+                stat = Path(f"/proc/{child}/stat").read_text()
+                if stat.rpartition(")")[2].split()[0] == "Z":
+                    found.add(child)
+    return found
 
 
 def test_no_descriptor_and_no_zombie_is_left() -> None:

@@ -51,12 +51,13 @@ def bench_switches(capsys: pytest.CaptureFixture[str]) -> None:
 
 def table(names: list[str], rows: list[Row]) -> str:
     """A line for each pair: the worst of its rounds, and all failures."""
-    heads = ("took", "failed", "quiet", "slowest", "survive", "silence")
+    heads = ("took", "both", "failed", "quiet", "slowest", "survive", "silence")
     lines = ["", f"{'from':16}{'to':16}" + "".join(f"{head:>9}" for head in heads)]
     for old, new in permutations(names, 2):
         these = [row.seen for row in rows if (row.old, row.new) == (old, new)]
         cells = (
             f"{max(seen.seconds for seen in these):.2f} s",
+            f"{max(seen.both or 0.0 for seen in these):.2f} s",
             f"{sum(seen.failed for seen in these)}",
             f"{max(seen.gap for seen in these) * 1e3:.0f} ms",
             f"{max(seen.slowest for seen in these) * 1e3:.0f} ms",

@@ -73,7 +73,7 @@ _LINES = {
         Line("… when pods are replaced one by one", Point("rolling-failed")),
         Line("… when it is restarted", Point("restart-failed")),
         Line("… when another mode takes over", Point("switch-failed")),
-        Line("longest time in which both modes' rules stand meanwhile", Point("switch-both")),
+        Line("time in which the rules of both stand meanwhile", Point("switch-both")),
     ),
     "uml": (
         *_TRAFFIC,
@@ -120,6 +120,8 @@ def _cell(line: Line, measure: Measure, said: Said | None) -> str:
     if not line.ratio or said.comparison is None:
         return figure
     found = said.comparison
+    if found.level < verdicts.VERDICT_LEVEL:
+        return f"{figure}, {words.number(found.ratio)} ({words.plural(found.rounds, 'round')})"
     ratio, low, high = (words.number(each) for each in (found.ratio, found.low, found.high))
     return f"{figure}, {ratio} [{low}, {high}]"
 
@@ -131,6 +133,8 @@ def written(results: Results, folder: str) -> str:
         lines += [*table(section), ""]
     machine = f"{results.fingerprint.cores} cores, {results.fingerprint.cpu}"
     said = f"From [{folder}]({folder}/README.md), `{results.command}` on {results.date}, {machine}."
+    if results.partial:
+        said += f" It was {results.partial}."
     return "\n".join(["", *lines, said, ""])
 
 

@@ -73,8 +73,9 @@ class Status(Value, frozen=True):
     input, of the plan (addresses that two services claim) and of the kernel. ``health`` are the
     service ports with checks or passive detection, in the plans in force. ``syncs`` and
     ``failures`` count all syncs since the start; ``last_error`` stays until the next good sync.
-    ``both``: seconds in which our rules stood beside those of the mode that we took over from, from
-    the end of our first family's sync until theirs were gone; None: we did not, or they still do.
+    ``both``: seconds in which our rules stood beside those of the mode that we took over from: from
+    the end of the first family's sync, of the first syncs that were good in all, until theirs were
+    gone; None: we took over from nobody, or they still stand.
     """
 
     pid: int

@@ -93,8 +93,10 @@ class Step(Value, frozen=True):
 class Conductor:
     """Measures ``jobs`` in ``seconds`` (None: as long as they like); ``told`` hears each Step.
 
-    What a turn raises of :class:`~kproxy.errors.KproxyError` ends that subject's part in the group,
-    and is a reason in the section; when it is the base's it ends the group. All else ends the run.
+    What a turn raises of :class:`~kproxy.errors.KproxyError` or OSError leaves the subject out of
+    that round, which is noted; in its first round, or for the second time, it ends the subject's
+    part in the group, and is a reason in the section. When it is the base's, this is the round, and
+    the group. All else ends the run.
     """
 
     def __init__(
@@ -183,9 +185,11 @@ class Conductor:
             self._say("turn", number, subject)
             try:
                 taken[subject] = _sound(part.job.group.turn(subject))
-            except KproxyError as failed:
-                part.broken[subject] = str(failed)
+            except (KproxyError, OSError) as failed:
+                part.fail(subject, str(failed))
                 self._say("note", number, note=f"{part.job.group.name}: {subject}: {failed}")
+                if subject == part.job.group.base:
+                    return {}
         return {} if part.over else taken
 
     # --- time -----------------------------------------------------------------------------------
@@ -257,8 +261,9 @@ class _Part:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.rounds: list[Readings] = []
-        #: Subject -> why it could not go on.
+        #: Subject -> why it could not go on; why it is missing in one round.
         self.broken: dict[str, str] = {}
+        self.missed: dict[str, str] = {}
         #: Why there is nothing (more) of the whole group.
         self.reason = ""
         #: When it began; seconds of the longest round, which tell what the next will take.
@@ -272,6 +277,13 @@ class _Part:
         return self.job.group.base in self.broken or len(self.broken) == len(
             self.job.group.subjects
         )
+
+    def fail(self, subject: str, reason: str) -> None:
+        """Its turn has failed: once may be the machine's doing, twice is its own."""
+        if subject in self.missed or not any(subject in taken for taken in self.rounds):
+            self.broken[subject] = reason
+        else:
+            self.missed[subject] = reason
 
     def leave_out(self, reason: str) -> None:
         self.reason = reason
@@ -336,7 +348,16 @@ class _Part:
         return found
 
     def notes(self) -> list[str]:
-        """What was taken again, which its figures do not show."""
+        """What its figures do not show: who is missing in a round, and what was taken again."""
+        name = self.job.group.name
+        missed = [
+            f"{name}: {subject} is missing in a round: {reason}"
+            for subject, reason in self.missed.items()
+            if subject not in self.broken
+        ]
+        return missed + self._again()
+
+    def _again(self) -> list[str]:
         again: Counter[tuple[str, str]] = Counter()
         for taken in self.rounds:
             for subject, readings in taken.items():

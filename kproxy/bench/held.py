@@ -12,6 +12,7 @@ from typing import Self
 from kproxy.bench.agent import asked
 from kproxy.bench.load import Place
 from kproxy.core.objects import Value
+from kproxy.errors import CheckFailed
 from kproxy.kernel import netns
 
 #: Seconds between two questions on one connection.
@@ -39,6 +40,7 @@ class Held:
     """``count`` connections from ``namespace`` (descriptor or name) to ``target``.
 
     ``ask(socket)`` sends one question and reads its answer; OSError when there is none.
+    CheckFailed: one of them has none to its first.
     """
 
     def __init__(
@@ -59,6 +61,9 @@ class Held:
                     self._sockets.append(socket.create_connection(target, timeout=_PATIENCE))
             for each in self._sockets:
                 ask(each)
+        except OSError as failed:
+            self._close()
+            raise CheckFailed(f"a connection to hold has no answer: {failed}") from failed
         except BaseException:
             self._close()
             raise

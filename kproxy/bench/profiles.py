@@ -105,10 +105,8 @@ def _programming(
     )
 
 
-def _survival(every_switch: bool) -> Callable[[Sequence[str], Collection[str]], Group]:
-    return lambda subjects, measures: survival.Survival(
-        subjects, events=_events(measures), every_switch=every_switch
-    )
+def _survival(subjects: Sequence[str], measures: Collection[str]) -> Group:
+    return survival.Survival(subjects, events=_events(measures))
 
 
 def _of(group: str, measures: Collection[str]) -> tuple[str, ...]:
@@ -154,7 +152,7 @@ PROFILES: Mapping[str, Mapping[Kernel, Profile]] = {
                     measures=("cold-sync", "one-change", "burst"),
                 ),
                 "survival": Part(
-                    _survival(every_switch=False),
+                    _survival,
                     rounds=1,
                     each=6.0,
                     measures=(),
@@ -188,7 +186,7 @@ PROFILES: Mapping[str, Mapping[Kernel, Profile]] = {
                     measures=("cold-sync", "one-change", "burst"),
                 ),
                 "survival": Part(
-                    _survival(every_switch=False),
+                    _survival,
                     rounds=1,
                     each=12.0,
                     measures=(),
@@ -226,7 +224,7 @@ PROFILES: Mapping[str, Mapping[Kernel, Profile]] = {
                     measures=MEASURES["programming"],
                 ),
                 "survival": Part(
-                    _survival(every_switch=False),
+                    _survival,
                     rounds=2,
                     each=18.0,
                     measures=MEASURES["survival"],
@@ -290,7 +288,7 @@ PROFILES: Mapping[str, Mapping[Kernel, Profile]] = {
                     measures=MEASURES["programming"],
                 ),
                 "survival": Part(
-                    _survival(every_switch=False),
+                    _survival,
                     rounds=11,
                     each=20.0,
                     measures=MEASURES["survival"],
@@ -323,7 +321,7 @@ PROFILES: Mapping[str, Mapping[Kernel, Profile]] = {
                     measures=MEASURES["programming"],
                 ),
                 "survival": Part(
-                    _survival(every_switch=False),
+                    _survival,
                     rounds=11,
                     each=20.0,
                     measures=MEASURES["survival"],

@@ -138,7 +138,12 @@ class Listener:
             self._told(said.step)
         if said.section is not None:
             self.section = replace(said.section, notes=(*NOTES, *said.section.notes))
-            self.clocks.check()
+            try:
+                self.clocks.check()
+            except CheckFailed:
+                # What was kept before was taken by the same clock.
+                self._kept(replace(self.section, rows=()))
+                raise
             self.whole = said.whole
             self._kept(self.section)
 

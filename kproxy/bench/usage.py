@@ -51,7 +51,7 @@ def _precise(pid: int) -> float:
 
 
 def _ticks(pid: int) -> float:
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    after_name = _of(pid, "stat").rpartition(")")[2].split()
     return (int(after_name[11]) + int(after_name[12])) / _TICK
 
 

@@ -120,9 +120,12 @@ def _watched(
         clients.client.begin(load, [clients.target], sources=clients.sources)
         time.sleep(BEFORE)
         begun = time.monotonic()
-        happens()
-        took = time.monotonic() - begun
-        result = clients.client.result()
+        try:
+            happens()
+            took = time.monotonic() - begun
+        finally:
+            # Also of what has failed: else the next window would hear this one's.
+            result = clients.client.result()
         outcome = held.end()
     if not result.completed:
         raise CheckFailed(f"nothing was answered, neither before nor after: {result.failures}")

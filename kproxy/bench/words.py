@@ -141,7 +141,7 @@ HOW: Mapping[str, str] = {
     "kill": "The process is killed (SIGKILL); a new one starts a second later.",
     "wipe": "Somebody else deletes all rules; the proxy has to notice and repair.",
     "rolling": "Pods behind the service give way to new ones, one by one.",
-    "switch": "The proxy changes to another mode while it carries traffic; the worst of them.",
+    "switch": "Another mode takes over while there is traffic; in each round the next one.",
 }
 
 #: Measure or event -> its name over a picture, where there is no room for its title.

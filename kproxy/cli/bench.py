@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -14,9 +14,15 @@ from click.shell_completion import CompletionItem
 from kproxy.cli.common import output_option
 
 if TYPE_CHECKING:
+    from kproxy.bench.conductor import Step
+    from kproxy.bench.keeper import Keeper
     from kproxy.bench.lines import Line
+    from kproxy.bench.profiles import Kernel
     from kproxy.bench.results import Results
-    from kproxy.bench.session import Session
+    from kproxy.bench.session import Request, Session
+
+#: Why a result that is read before the run has ended is not whole.
+_UNDER_WAY = "still being measured, or killed meanwhile"
 
 #: What it takes to make namespaces and devices, and to look into them.
 _CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW")
@@ -127,8 +133,8 @@ def command(
     if ctx.invoked_subcommand is not None:
         return
     from kproxy.bench import pictures, store
-    from kproxy.bench.session import Request, Session, check, ended_once
-    from kproxy.cli.bench_progress import progress
+    from kproxy.bench.keeper import Keeper
+    from kproxy.bench.session import Request, check, ended_once
     from kproxy.kernel import capabilities
 
     request = Request(
@@ -148,26 +154,45 @@ def command(
         capabilities.require("kproxy bench", *_CAPABILITIES)
     store.prepare(out or Path())
     pictures.require()
+    keeper = Keeper(out, _beside(), _warn)
     with ended_once():
-        with progress() as told:
-            session = Session(request, told)
-            try:
-                partial, status = _run(session)
-            except BaseException:
-                _rescue(session.results("broken off by an error"), out)
-                raise
-        results = session.results(partial)
-        if not _measured(results):
+        results, status = _measure(request, keeper)
+        if keeper.folder is None:
             _nothing(results, status)
-        folder = _folder(out, results)
+        folder, partial = keeper.folder, results.partial
         if partial:
-            click.echo(f"kproxy: {partial}; writing the rounds that were whole", err=True)
-        _write(results, folder)
+            _warn(f"{partial}; writing the rounds that were whole")
+        _draw(results, folder)
         if output == "json":
             click.echo(store.encode(results), nl=False)
         else:
             _show(results, folder)
     sys.exit(status)
+
+
+def _measure(request: Request, keeper: Keeper) -> tuple[Results, int]:
+    """What came of it, kept if there is anything, and the exit status."""
+    from kproxy.bench.session import Session
+    from kproxy.cli.bench_progress import progress
+
+    with progress() as told:
+
+        def heard(kernel: Kernel, step: Step) -> None:
+            told(kernel, step)
+            if step.kind == "ended" and _measured(so_far := session.results(_UNDER_WAY)):
+                keeper.keep(so_far)
+
+        session = Session(request, heard)
+        try:
+            partial, status = _run(session)
+        except BaseException:
+            _rescue(session.results("broken off by an error"), keeper)
+            raise
+        results = session.results(partial)
+        if _measured(results):
+            # Here, where nothing goes to a terminal or a pipe, which may be gone by now.
+            keeper.keep(results)
+    return results, status
 
 
 def _run(session: Session) -> tuple[str, int]:
@@ -185,16 +210,20 @@ def _measured(results: Results) -> bool:
     return any(section.rows for section in results.sections)
 
 
-def _rescue(results: Results, out: Path | None) -> None:
+def _rescue(results: Results, keeper: Keeper) -> None:
     """What an error has left of hours of measuring is kept."""
     from kproxy.bench import store
 
     if _measured(results):
-        kept = store.write(results, _folder(out, results))
-        click.echo(f"kproxy: what was measured until then is in {kept}", err=True)
+        kept = keeper.keep(results)
+        _warn(f"what was measured until then is in {kept / store.NAME}")
 
 
-def _nothing(results: Results, status: int) -> None:
+def _warn(sentence: str) -> None:
+    click.echo(f"kproxy: {sentence}", err=True)
+
+
+def _nothing(results: Results, status: int) -> NoReturn:
     """Nothing was measured: leave, with the reasons."""
     from kproxy.bench import terminal
     from kproxy.errors import CheckFailed
@@ -214,28 +243,10 @@ def _beside() -> Iterable[str]:
     return (html.NAME, *pictures.files())
 
 
-def _folder(out: Path | None, results: Results) -> Path:
-    """Where the result goes: where the user wants it, or beside it when somebody else has written
-    there while this measured."""
-    from kproxy.bench import store
-    from kproxy.errors import UsageError
+def _draw(results: Results, folder: Path) -> None:
+    """What is made of the figures, which are kept whatever becomes of it."""
+    from kproxy.bench import html, pictures
 
-    if out is None:
-        return store.fresh(results.date)
-    try:
-        store.free(out, _beside())
-    except UsageError as taken:
-        folder = store.beside(out)
-        click.echo(f"kproxy: {taken.where} {taken.what} by now: writing to {folder}", err=True)
-        return folder
-    return out
-
-
-def _write(results: Results, folder: Path) -> None:
-    """The figures first: whatever becomes of the pictures, they are kept."""
-    from kproxy.bench import html, pictures, store
-
-    store.write(results, folder)
     pictures.write(results, folder)
     html.write(results, folder)
 

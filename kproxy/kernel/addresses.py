@@ -42,8 +42,9 @@ def host_addresses(but: str = dummy.NAME) -> tuple[str, ...]:
     by the default route (kubelet's choice of a node's address as well); then by device.
 
     Text without prefix length. Those of the device ``but`` are left out, and any that another host
-    was found to have. The kernel's own order is no order: it lists devices by their index modulo
-    256 (before 6.6), so that the first one differs from boot to boot.
+    was found to have. :class:`AddressNotices` tells of no routes: that another default route has
+    come is seen by the next one who asks. The kernel's own order is no order: it lists devices by
+    their index modulo 256 (before 6.6), so that the first one differs from boot to boot.
     """
     left_out = index_of(but)
     with open_channel() as channel:

@@ -37,8 +37,10 @@ NO_DAD, DAD_FAILED = 0x02, 0x08
 
 SCOPE_UNIVERSE = 0
 
-#: Nobody's addresses, and in nobody's routes but the default one: RFC 7600 and RFC 6666.
-_ELSEWHERE: dict[int, str] = {socket.AF_INET: "192.0.0.8", socket.AF_INET6: "100::1"}
+#: Nobody's addresses, and in nobody's routes but the default one: RFC 6890 keeps the first for
+#: protocols to come (192.0.0.8 would not do: IPVS mode binds it), RFC 6666 the second for what is
+#: to be discarded.
+ELSEWHERE: dict[int, str] = {socket.AF_INET: "192.0.0.11", socket.AF_INET6: "100::1"}
 
 _U32 = struct.Struct("=I")
 
@@ -96,7 +98,7 @@ def outward_address(channel: Channel, family: int) -> str:
     """The source that the kernel takes for what leaves by the default route; "" without one.
 
     Asked of the routing table, no packet is sent."""
-    host = socket.inet_pton(family, _ELSEWHERE[family])
+    host = socket.inet_pton(family, ELSEWHERE[family])
     head = ROUTE_HEAD.pack(family, 8 * len(host), 0, 0, 0, 0, 0, 0, 0)
     try:
         kind, buffer, at, end = channel.ask(GET_ROUTE, head + attribute(_RTA_DESTINATION, host))[0]

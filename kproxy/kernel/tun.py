@@ -13,7 +13,6 @@ import errno
 import fcntl
 import os
 import struct
-from contextlib import suppress
 
 from kproxy.errors import KernelError, MachineError
 from kproxy.kernel.ctnetlink import attribute
@@ -42,13 +41,14 @@ _NODE = "/dev/net/tun"
 def open_queues(name: str, count: int) -> list[int]:
     """Descriptors of ``count`` queues of a device, which is made if it is not there.
 
-    They do not block. KernelError when another device has the name, MachineError without TUN.
+    They do not block. KernelError when another device has the name, or somebody deletes this one
+    meanwhile, MachineError without TUN.
     """
     queues: list[int] = []
     try:
         while len(queues) < count:
             queues.append(_open_queue(name))
-        fcntl.ioctl(queues[0], _TUNSETPERSIST, 1)
+        _persist(queues[0], name)
         _offload(queues[0], name)
         _unqueue(name)
     except BaseException:
@@ -79,12 +79,28 @@ def _open_queue(name: str) -> int:
     return queue
 
 
+def _persist(queue: int, name: str) -> None:
+    try:
+        fcntl.ioctl(queue, _TUNSETPERSIST, 1)
+    except OSError as gone:
+        raise _lost(name, gone) from gone
+
+
 def _offload(queue: int, name: str) -> None:
     for offloads in _OFFLOADS:
-        with suppress(OSError):
+        try:
             fcntl.ioctl(queue, _TUNSETOFFLOAD, offloads)
+        except OSError as refused:
+            if refused.errno == errno.EBADFD:
+                raise _lost(name, refused) from refused
+        else:
             return
     raise MachineError(f"device {name} leaves no segments whole", hint="Linux 2.6.27 or later")
+
+
+def _lost(name: str, why: OSError) -> KernelError:
+    """EBADFD: the queue has no device any more."""
+    return KernelError(f"device {name} was deleted while it was set up: {why.strerror}")
 
 
 def _unqueue(name: str) -> None:

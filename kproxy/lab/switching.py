@@ -38,8 +38,8 @@ def _silent(line: str) -> None:
 class Switched(Value, frozen=True):
     """One node: modes before and after, seconds until nothing but the new one is in force; 0.0
     where it was in force already. ``process`` is the daemon's. ``both``: of these seconds those in
-    which the rules of both stood, as the new daemon measured it; None: of one only, since there was
-    nothing to be switched from."""
+    which the rules of both stood, as the new daemon measured it; None: there was nothing to be
+    switched from, or the new daemon did not say, since it could not sweep the old ones away yet."""
 
     node: str
     before: str
@@ -106,8 +106,10 @@ def _switch(lab: LabState, node: str, wanted: tuple[str, str]) -> tuple[LabState
     with daemons.Watch(new_lab) as watch:
         new = daemons.start_successor(new_lab, node)
         watch.until_in_force([lifecycle.cluster_file(lab.name)], nodes=[node], started=[new])
+        seconds = time.monotonic() - begun
         both = None if old is None else _stood_beside(lab.name, new)
-    seconds = time.monotonic() - begun
+        if both is not None:
+            seconds = time.monotonic() - begun
     with undisturbed():
         state.save(new_lab)
         if old is not None and before[0] not in succession.MODES:

@@ -241,11 +241,13 @@ def test_what_goes_on_is_told() -> None:
 # --- what goes wrong ----------------------------------------------------------------------------
 
 
-def failing(who: str, at: int, error: BaseException) -> Callable[[str, int], dict[Point, Reading]]:
-    """A subject whose turn of that number raises."""
+def failing(
+    who: str, at: int, error: BaseException, again: bool = False
+) -> Callable[[str, int], dict[Point, Reading]]:
+    """A subject whose turn of that number raises; ``again``: and all that follow."""
 
     def turn(subject: str, number: int) -> dict[Point, Reading]:
-        if subject == who and number == at:
+        if subject == who and (number == at or (again and number > at)):
             raise error
         return {Point("speed"): Reading(Figure(1.0))}
 
@@ -258,24 +260,59 @@ def test_who_cannot_go_on_is_left_out() -> None:
     group = Played(
         clock,
         subjects=("direct", "ours", "theirs"),
-        turn=failing("ours", 3, CheckFailed("nobody answers")),
+        turn=failing("ours", 3, CheckFailed("nobody answers"), again=True),
     )
     section = conducted([Job(group, rounds=5, each=1.0)], clock)
     assert [sorted(each) for each in section.rows[0].rounds] == [
         *[["direct", "ours", "theirs"]] * 2,
         *[["direct", "theirs"]] * 3,
     ]
+    assert section.notes == ()
     assert section.absent == (
         Absent("ours", "speed", "after 2 rounds: nobody answers"),
         Absent("ours", "size", "after 2 rounds: nobody answers"),
     )
-    assert group.asked.count("ours") == 3
+    assert group.asked.count("ours") == 4
+
+
+@pytest.mark.parametrize("error", [CheckFailed("nobody answers"), OSError("nobody answers")])
+def test_who_fails_once_is_missing_once(error: Exception) -> None:
+    """Hours are not lost for a hiccup of the machine; that there was one is said."""
+    clock = Clock()
+    group = Played(clock, subjects=("direct", "ours"), turn=failing("ours", 3, error))
+    section = conducted([Job(group, rounds=5, each=1.0)], clock)
+    assert [sorted(each) for each in section.rows[0].rounds] == [
+        *[["direct", "ours"]] * 2,
+        ["direct"],
+        *[["direct", "ours"]] * 2,
+    ]
+    assert section.absent == ()
+    (note,) = section.notes
+    assert note.endswith("ours is missing in a round: nobody answers")
+
+
+def test_who_fails_at_once_is_left_out() -> None:
+    """It never worked: nothing says that it might."""
+    clock = Clock()
+    group = Played(clock, subjects=("direct", "ours"), turn=failing("ours", 1, CheckFailed("no")))
+    section = conducted([Job(group, rounds=3, each=1.0)], clock)
+    assert {each.reason for each in section.absent} == {"no"}
+    assert group.asked.count("ours") == 1
+
+
+def test_without_its_base_a_round_does_not_count() -> None:
+    """The group goes on with the next."""
+    clock = Clock()
+    group = Played(clock, turn=failing("direct", 3, MachineError("no memory")))
+    section = conducted([Job(group, rounds=5, each=1.0)], clock)
+    assert counts(section) == [4]
+    assert section.absent == ()
 
 
 def test_without_its_base_a_group_ends() -> None:
     """There is nobody to compare with; other groups go on."""
     clock = Clock()
-    group = Played(clock, turn=failing("direct", 3, MachineError("no more memory")))
+    group = Played(clock, turn=failing("direct", 3, MachineError("no more memory"), again=True))
     other = Played(clock, name="other")
     section = conducted([Job(each, rounds=5, each=1.0) for each in (group, other)], clock)
     assert counts(section) == [2, 5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from bench import readme
 from bench.readme import README, REPORT, put, written
@@ -70,3 +71,11 @@ def test_figures_failures_and_gaps() -> None:
         "none",
         "–",
     ]
+
+
+def test_few_rounds_have_no_interval() -> None:
+    """What is short of the level in the table's head is not written as if it were not."""
+    (row, *_) = SECTION.rows
+    few = replace(SECTION, rows=(replace(row, rounds=row.rounds[:10]),))
+    (connections,) = readme.table(few)[2:]
+    assert "| 904 /s, 0.905 (10 rounds) |" in connections

@@ -194,12 +194,9 @@ def test_who_has_no_figure_is_told_why() -> None:
     assert ("direct", "switch-slowest") not in without
 
 
-def test_of_several_windows_the_worst_counts() -> None:
-    """Failures and lost connections of all, the longest times."""
-    seen = [
-        Seen(1.0, 100, 1, 0.1, 1.2, Outcome(20, 20, 0.0), both=0.01),
-        Seen(1.0, 300, 3, 0.5, 0.1, Outcome(20, 15, 0.0), both=0.03),
-    ]
+def test_what_is_read_of_a_window() -> None:
+    """Shares with what they were counted from, times as they are."""
+    seen = Seen(1.0, 400, 4, 0.5, 1.2, Outcome(40, 35, 0.0), both=0.03)
     found = {point.measure: reading.figure for point, reading in _readings("kill", seen).items()}
     assert (found["kill-failed"].value, found["kill-failed"].failures) == (0.01, 4)
     assert found["kill-gap"].value == 0.5

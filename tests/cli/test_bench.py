@@ -18,7 +18,6 @@ import pytest
 
 from kproxy.bench import store
 from kproxy.bench.results import Results
-from kproxy.cli import bench
 from tests.bench.machines import results, row, section, simulated
 from tests.cli.test_commands import ENTRY, POWERLESS, kproxy
 from tests.conftest import ROOT
@@ -277,17 +276,3 @@ def test_help_is_quick_to_read() -> None:
     """It says what takes how long, and what the exit status of a comparison means."""
     assert "less than two minutes" in " ".join(kproxy("bench", "--help").stdout.split())
     assert "1: something has" in " ".join(kproxy("bench", "compare", "--help").stdout.split())
-
-
-def test_what_was_written_meanwhile_is_not_overwritten(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A run that took its time goes beside what somebody else has put there, and says so."""
-    out = tmp_path / "out"
-    out.mkdir()
-    found = results([])
-    assert bench._folder(out, found) == out
-    (out / "report.html").write_text("somebody's")
-    assert bench._folder(out, found) == tmp_path / "out-2"
-    assert "has a file report.html already by now: writing to" in capsys.readouterr().err
-    assert bench._folder(None, found).name.startswith("kproxy-bench-")

@@ -10,8 +10,10 @@ from contextlib import closing
 
 import pytest
 
+from kproxy.backends.ipvs.plan import STAND_IN
 from kproxy.kernel import command, netns
 from kproxy.kernel.addresses import AddressNotices, host_addresses
+from kproxy.kernel.rtnetlink import ELSEWHERE
 
 pytestmark = pytest.mark.kernel
 
@@ -88,6 +90,11 @@ def test_the_way_out_comes_first(pair: None, addresses: tuple[str, ...]) -> None
     family = "-6" if ":" in last else "-4"
     ip(family, "route", "add", "default", "dev", homes[last], "src", last)
     assert [each for each in host_addresses() if each in homes] == [last, *before[:-1]]
+
+
+def test_nobody_binds_what_the_way_out_is_asked_of() -> None:
+    """IPVS mode binds an address of the same range on its device."""
+    assert STAND_IN not in ELSEWHERE.values()
 
 
 def test_the_near_end_of_a_link(pair: None) -> None:

@@ -32,7 +32,7 @@ from kproxy.backends.xtables.localnet import ROUTE_LOCALNET
 from kproxy.core.objects import Family, PortName
 from kproxy.core.snapshot import FastpathSettings, LocalDetector, Snapshot
 from kproxy.core.steering import Part, wanted
-from kproxy.errors import KernelError
+from kproxy.errors import ContentError, KernelError
 from kproxy.kernel.conntrack_gifts import ConntrackGifts, Gift
 
 _log = logs.get("fastpath")
@@ -45,9 +45,9 @@ LOOK_FOR_PODS = 1.0
 #: second.
 ON_ITS_WAY = 0.02
 
-#: How often a change is begun again because the device was taken away meanwhile. A sync that failed
+#: How often a change is tried when the device is taken away meanwhile. A sync that failed
 #: would wait before the next try, longer than connections live without the table.
-_AGAIN = 3
+_TRIES = 3
 
 #: With these a packet that is led to the device comes to nobody else when the device is not there.
 _ENCLOSED = frozenset({Part.NOWHERE, Part.LATER, Part.MARKED, Part.NOT_FIRST})
@@ -189,11 +189,13 @@ class FastpathBackend:
         written = _written(patch)
         self._transactions = 0
         left: Patch | None = patch
-        for tries_left in reversed(range(_AGAIN)):
+        for tries_left in reversed(range(_TRIES)):
             try:
                 if left is not None:
                     self._apply(left)
                 break
+            except ContentError:
+                raise  # another try would meet the same
             except KernelError:
                 if not tries_left or self.door.has_device():
                     raise
@@ -300,7 +302,7 @@ def _written(patch: Patch) -> dict[str, int]:
 
 
 def _mends(patch: Patch) -> bool:
-    """Whether the device is gone from a way that stands."""
+    """Whether the device, or what goes with it, is gone from a way that stands."""
     return bool(patch.parts) and patch.parts.isdisjoint(_ENCLOSED)
 
 

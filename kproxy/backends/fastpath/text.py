@@ -1,7 +1,7 @@
 """What fastpath mode puts in force, as text for a reader. Pure.
 
 First what the engine is told, some lines for each service port; then what leads packets to it, as
-``ip`` and ``nft`` read it.
+``ip``, ``tc`` and ``nft`` read it.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def _ways_there(desired: Desired) -> Iterator[str]:
     yield f"ip tuntap add {plan.device} mode tun vnet_hdr multi_queue\n"
     for name, value in steer.sysctls(desired.frame).items():
         yield f"sysctl -w {name.replace('/', '.')}={value}\n"
+    yield f"tc qdisc replace dev {plan.device} root noqueue\n"
     yield f"ip link set {plan.device} up txqueuelen {plan.queue_length}\n"
     if plan.address:
         yield f"ip addr add {plan.address}/32 dev {plan.device} scope host\n"

@@ -269,7 +269,7 @@ class NftDoor:
             opened.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, len(data) + 4096)
             opened.send(data)
         except OSError as error:
-            raise _failed("send elements", error.errno or 0) from error
+            raise _failed("send a transaction", error.errno or 0) from error
 
     def _answers(self) -> Iterator[wire.Answer]:
         opened = self._open()

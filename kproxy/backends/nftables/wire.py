@@ -1,7 +1,8 @@
-"""Transactions of elements as netlink messages, and what the kernel answers. Pure.
+"""Transactions as netlink messages, and what the kernel answers. Pure.
 
-One transaction is one datagram: BEGIN, messages with as many elements as an attribute can hold, and
-END. Source: linux/netfilter/nf_tables.h, nfnetlink.h, netlink.h.
+One transaction is one datagram: BEGIN, what a new table is made of where one is made, messages with
+as many elements as an attribute can hold, and END. Source: linux/netfilter/nf_tables.h,
+nfnetlink.h, netlink.h.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ of modes to the node of a lab (:mod:`kproxy.bench.modeswitch`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Self
@@ -84,12 +85,12 @@ class Survival:
     """Modes of kproxy; relays that can be reloaded; and ``direct``, to which nothing happens: what
     is read of it is the machine's own, the same at all events.
 
-    ``events`` of :data:`EVENTS` happen. ``every_switch``: into each other mode and not only into
-    the next one of the subjects. Points are ``Point("restart-failed")``, ``Point("restart-gap")``,
+    ``events`` of :data:`EVENTS` happen; in each round a mode is switched to the next one of the
+    others. Points are ``Point("restart-failed")``, ``Point("restart-gap")``,
     ``Point("restart-slowest")``, ``Point("restart-held")`` and so on, ``Point("switch-both")``
-    beside them; of several switches these are the worst, and each has points of its own,
-    ``Point("switch-gap", where="userspace")`` for the one into that mode. ``-failed`` and ``-held``
-    have attempts and failures; nothing is compared with a base.
+    beside them; of a switch there are the same with the mode that it led to,
+    ``Point("switch-gap", where="userspace")``. ``-failed`` and ``-held`` have attempts and
+    failures; nothing is compared with a base.
     """
 
     name = "survival"
@@ -100,13 +101,13 @@ class Survival:
         subjects: Sequence[str],
         *,
         events: Sequence[str] = tuple(EVENTS),
-        every_switch: bool = True,
         rate: float = RATE,
         held: int = HELD,
         rolled: int = ROLLED,
     ) -> None:
         self._events = tuple(event for event in EVENTS if event in events)
-        self._every = every_switch
+        #: Mode -> how many switches it has had.
+        self._switches: Counter[str] = Counter()
         self._rate, self._held, self._rolled = rate, held, rolled
         self.measures: Sequence[Measure] = [
             measure for event in self._events for measure in _measures(event)
@@ -163,13 +164,13 @@ class Survival:
             return {
                 point: reading
                 for event in happens
-                for point, reading in _readings(event, [seen]).items()
+                for point, reading in _readings(event, seen).items()
             }
         found: dict[Point, Reading] = {}
         if on_node := [event for event in happens if event != "switch"]:
             with self._node(subject) as node:
                 for event in on_node:
-                    found |= _readings(event, [node.seen(event)])
+                    found |= _readings(event, node.seen(event))
         if "switch" in happens:
             found |= self._switched(subject)
         return found
@@ -182,29 +183,24 @@ class Survival:
         assert self._stand is not None
         at = self._modes.index(old)
         others = [*self._modes[at + 1 :], *self._modes[:at]]
-        targets = others if self._every else others[:1]
-        seen = {new: self._stand.seen(old, new) for new in targets}
-        found = _readings("switch", list(seen.values()))
-        if self._every:
-            for new, one in seen.items():
-                found |= _readings("switch", [one], where=new)
-        return found
+        new = others[self._switches[old] % len(others)]
+        self._switches[old] += 1
+        seen = self._stand.seen(old, new)
+        return _readings("switch", seen) | _readings("switch", seen, where=new)
 
 
-def _readings(event: str, seen: Sequence[Seen], where: str = "") -> dict[Point, Reading]:
-    """Of one window, or of several of one event: all failures, the longest times."""
-    started, failed = sum(each.started for each in seen), sum(each.failed for each in seen)
-    held = sum(each.held.connections for each in seen)
-    lost = held - sum(each.held.survived for each in seen)
+def _readings(event: str, seen: Seen, where: str = "") -> dict[Point, Reading]:
+    started, failed = seen.started, seen.failed
+    held = seen.held.connections
+    lost = held - seen.held.survived
     figures = {
         "failed": Figure(failed / started if started else 1.0, started, failed),
-        "gap": Figure(max(each.gap for each in seen)),
-        "slowest": Figure(max(each.slowest for each in seen)),
+        "gap": Figure(seen.gap),
+        "slowest": Figure(seen.slowest),
         "held": Figure(1 - lost / held if held else 1.0, held, lost),
     }
-    both = [each.both for each in seen if each.both is not None]
-    if both:
-        figures["both"] = Figure(max(both))
+    if seen.both is not None:
+        figures["both"] = Figure(seen.both)
     return {
         Point(f"{event}-{name}", where=where): Reading(figure) for name, figure in figures.items()
     }

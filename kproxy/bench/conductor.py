@@ -5,10 +5,11 @@
     jobs ─► Conductor ─► Section            (what was measured, whole rounds only)
                └─► Step … Step              (what goes on, and how long it will take)
 
-Time is shared out by what a job would like to have: a group that comes to its end early leaves its
-rest to those after it. A round that was begun is finished; the first is always taken, because a
-group without any says nothing. :meth:`Conductor.section` may be asked at any time: after Ctrl-C it
-has the rounds that were whole.
+Time is shared out by what a job would like to have, but so that a group gets the rounds that a
+verdict takes where half of what is left is enough for them: one round too few would make all the
+others say nothing. A group that comes to its end early leaves its rest to those after it. A round
+that was begun is finished; the first is always taken, because a group without any says nothing.
+:meth:`Conductor.section` may be asked at any time: after Ctrl-C it has the rounds that were whole.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Literal
 from kproxy.bench.histogram import coarser
 from kproxy.bench.measures.base import Group, Reading
 from kproxy.bench.results import Absent, Cost, Measure, Point, Row, Section
-from kproxy.bench.rounds import turns
+from kproxy.bench.rounds import VERDICT_LEVEL, needed, turns
 from kproxy.core.objects import Value
 from kproxy.errors import CheckFailed, KproxyError
 
@@ -63,12 +64,16 @@ class Job:
     @property
     def first(self) -> float:
         """Seconds until one round is there."""
-        return self.standing + (self.warmup + 1) * self.each * len(self.group.subjects)
+        return self.lasting(1)
+
+    def lasting(self, rounds: int) -> float:
+        """Seconds that it would take for so many rounds."""
+        return self.standing + (self.warmup + rounds) * self.each * len(self.group.subjects)
 
     @property
     def wanted(self) -> float:
         """Seconds that it would take in full."""
-        return self.standing + (self.warmup + self.rounds) * self.each * len(self.group.subjects)
+        return self.lasting(self.rounds)
 
 
 class Step(Value, frozen=True):
@@ -202,12 +207,16 @@ class Conductor:
         return share >= needed / 2 and left >= 0.75 * needed
 
     def _share(self, number: int) -> float | None:
-        """Of what is left, by what this and the later jobs want; None: as long as it likes."""
+        """Of what is left, by what this and the later jobs want, or what a verdict takes; None: as
+        long as it likes."""
         if self._seconds is None:
             return None
-        left = self._begun + self._seconds - self._clock()
+        left = max(0.0, self._begun + self._seconds - self._clock())
         wanted = [part.job.wanted for part in self._parts[number:]]
-        return max(0.0, left) * wanted[0] / sum(wanted)
+        share = left * wanted[0] / sum(wanted)
+        job, enough = self._parts[number].job, needed(VERDICT_LEVEL)
+        verdict = job.lasting(enough) * self._pace
+        return max(share, verdict) if job.rounds >= enough and verdict <= left / 2 else share
 
     def _left(self, number: int) -> float:
         """Seconds, as far as one can tell: what is wanted, but no more than there is."""

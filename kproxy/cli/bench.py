@@ -81,7 +81,7 @@ def _list_option(name: str, metavar: str, text: str) -> Callable[[Any], Any]:
     metavar="NAME",
     shell_complete=_completion("profile"),
     help="quick: a look in less than two minutes. medium: verdicts, in about twenty. full: "
-    "everything, in one to two hours.",
+    "everything, in about an hour.",
 )
 @_list_option("modes", "M,…", "Modes; all by default. iptables stands for both variants.")
 @_list_option("peers", "P,…", "Others beside them: names, all, none, FILE.py:CLASS of your own.")

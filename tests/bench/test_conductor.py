@@ -153,6 +153,17 @@ def test_rounds_are_those_that_fit(seconds: float, expected: int) -> None:
     assert counts(section) == [expected]
 
 
+@pytest.mark.parametrize(("seconds", "rounds"), [(60.0, [11, 19]), (40.0, [1, 19])])
+def test_the_rounds_of_a_verdict_come_first(seconds: float, rounds: list[int]) -> None:
+    """Where half of the time is enough for them; its share would be one round in either case."""
+    clock = Clock()
+    jobs = [
+        Job(Played(clock, name="small"), rounds=11, each=1.0),
+        Job(Played(clock, name="large"), rounds=300, each=1.0),
+    ]
+    assert counts(conducted(jobs, clock, seconds)) == rounds
+
+
 def test_time_is_shared_out_by_what_is_wanted() -> None:
     """A group that wants three times as much gets it, and one that ends early leaves its rest to
     those after it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sysconfig
 from collections import Counter
 from pathlib import Path
@@ -35,6 +36,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("kproxy")
+
+# A script that starts us in the background has us ignore Ctrl-C, and with us all that we start:
+# tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Where each build of the compiled modules is (setup.py).
 BUILDS = {"release": ROOT / "kproxy", "debug": ROOT / "build" / "debug" / "kproxy"}

@@ -25,7 +25,7 @@ def run(folder: Path, source: str, *options: str) -> subprocess.CompletedProcess
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 

@@ -7,6 +7,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,15 +15,19 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+from pyroute2 import IPRoute
 
 from kproxy import daemon, status
 from kproxy.config import Config
-from kproxy.kernel import command, netns
+from kproxy.kernel import command, netns, sysctl
 from kproxy.kernel.netlink import open_route
 
 pytestmark = pytest.mark.kernel
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
+#: linux/if_addr.h
+IFA_F_TENTATIVE = 0x40
+
 ENTRY = [sys.executable, "-c", "from kproxy.cli.main import main; main()"]
 
 SERVICE = """\
@@ -62,14 +67,27 @@ def node() -> Iterator[str]:
     name = f"kp-e{os.getpid()}"
     netns.create(name)
     try:
+        with netns.entered(name):
+            # Else the bridge's own address changes a second or two later, when nobody is found to
+            # have it too, and each change of addresses is a sync that these tests do not count on.
+            sysctl.write("net/ipv6/conf/default/accept_dad", "0")
         with open_route(name) as route:
             route.link("set", index=1, state="up")
             route.link("add", ifname="br0", kind="bridge", state="up")
             index = route.link_lookup(ifname="br0")[0]
+            while is_tentative(route, index):
+                os.sched_yield()
+            # After the kernel's worker, which holds the lock that this needs: it has told all.
             route.addr("add", index=index, address="192.0.2.7", prefixlen=24)
         yield name
     finally:
         netns.remove(name)
+
+
+def is_tentative(route: IPRoute, index: int) -> bool:
+    """Whether a device has an address that the kernel is not sure of yet."""
+    rows = route.get_addr(index=index, family=socket.AF_INET6)
+    return any(row["flags"] & IFA_F_TENTATIVE for row in rows)
 
 
 class Proxy:

@@ -33,6 +33,9 @@ ESTABLISHED = "net/netfilter/nf_conntrack_tcp_timeout_established"
 LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 LOCALNET = "net/ipv4/conf/all/route_localnet"
 
+#: A limit of conntrack that no machine has already: that one would be left as it is.
+ODD_LIMIT = ("--conntrack-max-per-core", "12345", "--conntrack-min", "0")
+
 NODE = """\
 apiVersion: v1
 kind: Node
@@ -291,7 +294,8 @@ def test_conntracks_limits_are_set_and_cleanup_sets_them_back(proxy: Proxy) -> N
     file = proxy.manifests / "web.yaml"
     put(file, service())
     before = {name: in_node(proxy, name) for name in (ESTABLISHED, LIBERAL, LOCALNET)}
-    proxy.start("--conntrack-tcp-timeout-established", "1h", "--conntrack-tcp-be-liberal")
+    established = ("--conntrack-tcp-timeout-established", "1h")
+    proxy.start(*established, "--conntrack-tcp-be-liberal", *ODD_LIMIT)
     proxy.until_in_force(file)
     now = {name: in_node(proxy, name) for name in before}
     assert now == {ESTABLISHED: "3600", LIBERAL: "1", LOCALNET: "1"}
@@ -327,7 +331,7 @@ def test_init_only_prepares_and_serves_nothing(proxy: Proxy) -> None:
 
 def test_init_only_tells_what_it_could_not_do(proxy: Proxy) -> None:
     """conntrack's limit is not a namespace's own: named, and not zero; the rest is done."""
-    done = proxy.kproxy("run", "--init-only", "--iptables-variant", "nft")
+    done = proxy.kproxy("run", "--init-only", "--iptables-variant", "nft", *ODD_LIMIT)
     assert done.returncode == 1
     assert "nf_conntrack_max" in done.stderr.splitlines()[-1]
     assert (in_node(proxy, LOCALNET), in_node(proxy, ESTABLISHED)) == ("1", "86400")

@@ -131,7 +131,10 @@ def test_kubeadms_config_and_manifests_serve(
         proxy.start("--config", str(config), "--iptables-variant", "auto")
         proxy.until_in_force(file)
         seen = probe_all(
-            [Probe(to, port, protocol, network.fd(name)) for name, to, port, protocol in flows]
+            [
+                Probe(to, port, protocol, network.fd(name), timeout=20.0)
+                for name, to, port, protocol in flows
+            ]
         )
     found = {
         flow: (str(outcome.reach), outcome.endpoint, outcome.local, outcome.masqueraded)

@@ -16,8 +16,9 @@ from kproxy.kernel import command
 from tests.conftest import ROOT
 
 
-def test_the_machine_is_described() -> None:
+def test_the_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processor, memory, kernel, Python; versions of the tools that are here; settings."""
+    monkeypatch.setattr(fingerprint, "_PATIENCE", 60.0)
     found = fingerprint.taken()
     assert found.cpu
     assert found.cores == os.cpu_count()

@@ -159,16 +159,23 @@ def test_targets_and_sources_are_taken_in_turn(generator: ModuleType) -> None:
 @pytest.mark.parametrize("connections", [1, 4])
 def test_stream(generator: ModuleType, direction: str, connections: int) -> None:
     """Bytes flow where they should, and nowhere else, on every connection."""
-    short = {"seconds": 0.3, "operations": 0, "warmup": 0.1, "connections": connections}
-    with serving(generator) as server:
-        said = generator.stream([PLACE], direction=direction, **{**FEW, **short})
-        arrived = sum(octets for octets, _ in server.series(said["began"], said["ended"]))
-        assert server.counters()["accepted"] == connections
+    expected = (direction != "up", direction != "down")
+    # A busy machine may do something else for all of a short time.
+    for seconds in (0.3, 3.0, 30.0):
+        load = {"seconds": seconds, "operations": 0, "warmup": 0.1, "connections": connections}
+        with serving(generator) as server:
+            said = generator.stream([PLACE], direction=direction, **{**FEW, **load})
+            arrived = sum(octets for octets, _ in server.series(said["began"], said["ended"]))
+            accepted = server.counters()["accepted"]
+        assert sum(said["series"]) == said["bytes_in"]
+        # The requests arrive in any case.
+        flowed = (said["bytes_in"] > 0, arrived > 24 * connections)
+        assert not any(had and not right for had, right in zip(flowed, expected, strict=True))
+        if flowed == expected:
+            break
+    assert flowed == expected
+    assert accepted == connections
     assert said["failures"] == {}
-    assert (said["bytes_in"] > 0) == (direction != "up")
-    assert sum(said["series"]) == said["bytes_in"]
-    # The requests arrive in any case.
-    assert (arrived > 24 * connections) == (direction != "down")
 
 
 @pytest.mark.parametrize("place", [PLACE, PLACE_6])
@@ -188,30 +195,31 @@ def test_datagrams_with_answers(
 
 def test_datagrams_one_way(generator: ModuleType) -> None:
     """Nothing comes back; what arrived is in the server's series."""
-    one_way = {"response_bytes": 0, "rate": 2000.0, "operations": 0, "seconds": 0.5}
+    # So many that all of them have room in the server's socket until it comes to read them.
+    one_way = {"response_bytes": 0, "rate": 400.0, "operations": 0, "seconds": 0.5}
     with serving(generator) as server:
         said = generator.datagram([PLACE], **{**FEW, **one_way})
         # Datagrams queue: when this one is answered all before it have been read.
         last = generator.datagram([PLACE], **{**FEW, "operations": 1})
     counted = server.counters()
     series = server.series(said["began"] - 10**9, last["ended"] + 10**9)
-    assert said["completed"] == 1000
+    assert said["completed"] == 200
     assert said["bytes_in"] == 0
     assert counted["datagrams_out"] == 1
-    assert counted["datagrams_in"] == sum(number for _, number in series) == 1001
+    assert counted["datagrams_in"] == sum(number for _, number in series) == 201
 
 
 def test_failures_are_kept_one_by_one(generator: ModuleType) -> None:
     """With when they were due, when they were given up, and how far they had come."""
     said = generator.exchange([NOBODY], **{**FEW, "rate": 1000.0, "operations": 20})
     assert said["quiet"] == said["ended"] - said["began"]
-    assert [(kind, connected) for _, _, kind, connected in said["lost"]] == [
-        ("refused", False)
-    ] * 20
-    assert [intended - said["began"] for intended, *_ in said["lost"]] == [
+    # Two that are under way at once are refused in any order.
+    lost = sorted(said["lost"])
+    assert [(kind, connected) for _, _, kind, connected in lost] == [("refused", False)] * 20
+    assert [intended - said["began"] for intended, *_ in lost] == [
         number * 1_000_000 for number in range(20)
     ]
-    assert all(intended <= at for intended, at, *_ in said["lost"])
+    assert all(intended <= at for intended, at, *_ in lost)
 
 
 def test_deafened_serves_what_is_open(generator: ModuleType) -> None:
@@ -295,7 +303,7 @@ def test_refused(generator: ModuleType) -> None:
 
 def test_refused_datagrams_are_lost(generator: ModuleType) -> None:
     """The refusal is told, the datagram is lost all the same."""
-    said = generator.datagram([NOBODY], **{**FEW, "operations": 1, "timeout": 0.1})
+    said = generator.datagram([NOBODY], **{**FEW, "operations": 1, "timeout": 1.0})
     assert said["failures"] == {"lost": 1, "refused": 1}
 
 

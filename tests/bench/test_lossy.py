@@ -13,15 +13,15 @@ from kproxy.bench.peers import Direct
 from kproxy.bench.verdicts import Word
 from kproxy.kernel import command
 
-#: One of five hundred packets is dropped on the way through the node, at random, both ways. One
-#: connection of 250 waits for a second SYN: most are as fast as ever, until one after the other of
-#: those that run at once waits. Machines that open four thousand a second have 4,800 in all rounds,
-#: of which all are spared once in a hundred million runs.
+#: One of a hundred packets is dropped on the way through the node, at random, both ways. One
+#: connection of fifty waits for a second SYN: most are as fast as ever, until one after the other
+#: of those that run at once waits. A busy machine that opens five hundred a second has 600 in all
+#: rounds, of which all are spared once in a hundred thousand runs.
 DROP = """\
 table inet lossy {
     chain forward {
         type filter hook forward priority 0;
-        numgen random mod 500 0 drop
+        numgen random mod 100 0 drop
     }
 }
 """

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.kernel
 HOSTS = ("client", "node", "pod")
 
 #: Long before its seconds are over.
-FEW = Load(Kind.CRR, connections=4, operations=100, seconds=60)
-DATAGRAMS = Load(Kind.UDP, connections=4, operations=400, seconds=60)
+FEW = Load(Kind.CRR, connections=4, operations=100, seconds=60, timeout=30)
+DATAGRAMS = Load(Kind.UDP, connections=4, operations=400, seconds=60, timeout=30)
 #: Of which some are lost, and not waited for.
 LOSSY = Load(Kind.UDP, connections=4, operations=400, seconds=60, timeout=0.2)
 
@@ -87,7 +87,7 @@ def test_streams_up_are_counted_where_they_arrive() -> None:
     """What the pod received is the figure, in bits."""
     with Path() as path:
         result = path.run(
-            Load(Kind.STREAM, direction="up", seconds=0.5, warmup=0.1), path.pod_place()
+            Load(Kind.STREAM, direction="up", seconds=2.0, warmup=0.1), path.pod_place()
         )
     assert result.bytes_in == 0
     assert result.bits == 8 * result.received > 0
@@ -132,7 +132,7 @@ def test_a_missing_peer_names_its_package() -> None:
 
 def test_a_quick_look(capsys: pytest.CaptureFixture[str]) -> None:
     """One line for each measure and subject: figure, CPU, waits."""
-    relay_quick.main(["direct", "relay", "--only", "crr1", "--seconds", "0.5"])
+    relay_quick.main(["direct", "relay", "--only", "crr1", "--seconds", "2"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [["crr1", "direct"], ["crr1", "relay"]]
     assert all("/s" in line and "p50/99/99.9" in line for line in lines)
@@ -143,4 +143,6 @@ def test_idle_connections_are_counted() -> None:
     """As many as asked for, unless a relay has no descriptors for them."""
     found = measure.held(SUBJECTS["relay"](), 50)
     assert found.connections == 50
-    assert found.after.pss >= found.before.pss > 0
+    # What it shares with others is less when there are more of them.
+    assert found.after.rss >= found.before.rss > 0
+    assert found.after.pss > 0

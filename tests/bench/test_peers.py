@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import time
 from pathlib import Path as File
 
 import pytest
@@ -25,8 +26,8 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.kernel
 
-FEW = Load(Kind.CRR, connections=4, operations=40, seconds=30)
-DATAGRAMS = Load(Kind.UDP, connections=4, operations=40, seconds=30)
+FEW = Load(Kind.CRR, connections=4, operations=40, seconds=60, timeout=30)
+DATAGRAMS = Load(Kind.UDP, connections=4, operations=40, seconds=60, timeout=30)
 
 
 @pytest.mark.parametrize(
@@ -40,13 +41,20 @@ def test_it_serves_or_says_what_is_missing(name: str) -> None:
         assert "apt-get install" in reason or "kernel" in reason
         return
     with Path(clients=2) as path, running(subject, path):
-        pids = subject.pids()
+        watched = [os.pidfd_open(pid) for pid in subject.pids()]
         for family in Family:
             for load in (FEW, DATAGRAMS)[: 1 + subject.udp]:
                 result = path.run(load, subject.place(family))
                 assert result.failures == {}
                 assert result.completed == load.operations
-    assert not any(File(f"/proc/{pid}").exists() for pid in pids)
+    assert_ended(watched)
+
+
+def assert_ended(watched: list[int]) -> None:
+    """Processes by their descriptors; a worker whose master was killed may take a moment to go."""
+    for fd in watched:
+        assert select.select([fd], [], [], 60.0)[0]
+        os.close(fd)
 
 
 @pytest.mark.parametrize("signals", [(signal.SIGSTOP,), (signal.SIGKILL,)])
@@ -62,15 +70,17 @@ def test_no_worker_outlives_its_master(
     monkeypatch.setattr(peers, "_GRACE", 0.2)
     with Path() as path:
         subject.start(path)
+        # It listens before it starts them.
+        deadline = time.monotonic() + 60
+        while len(subject.pids()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         master, *workers = subject.pids()
-        assert workers
+        watched = [os.pidfd_open(pid) for pid in workers]
         for number in signals:
             os.kill(master, number)
-        watched = [os.pidfd_open(pid) for pid in workers]
         subject.stop()
-        for fd in watched:
-            assert select.select([fd], [], [], 20.0)[0]
-            os.close(fd)
+        assert_ended(watched)
     assert not File(f"/proc/{master}").exists()
 
 

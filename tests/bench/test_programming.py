@@ -60,8 +60,13 @@ def test_the_first_good_answer_is_seen(loopback_fd: int) -> None:
         pods.serve([HERE])
         assert begun < client.seen(20) < time.monotonic_ns()
         client.watch(HERE, "somebody else")
-        with pytest.raises(CheckFailed, match=r"no good answer within 1 s: .* was 127\.0\.0\.1"):
-            client.seen(1.0)
+        # A busy machine may have given no answer at the very end of that second.
+        for _ in range(20):
+            with pytest.raises(CheckFailed, match="no good answer within 1 s: the last") as refused:
+                client.seen(1.0)
+            if "the last was 127.0.0.1" in str(refused.value):
+                break
+        assert "the last was 127.0.0.1" in str(refused.value)
 
 
 def test_a_manifest_converges() -> None:

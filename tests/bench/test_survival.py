@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path as File
@@ -59,7 +60,8 @@ def test_what_nobody_notices(mode: str, event: str) -> None:
         seen = made.seen(event)
     assert seen.started > RATE * (BEFORE + AFTER)
     assert seen.failed == 0
-    assert seen.held == Outcome(HELD, HELD, seen.held.silence)
+    # A window that was too short counts as well as the longer one after it.
+    assert seen.held.survived == seen.held.connections >= HELD
 
 
 @pytest.mark.kernel
@@ -74,13 +76,18 @@ def test_a_relay_that_is_killed_is_missed() -> None:
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("mode", ["iptables-legacy", "fastpath"])
-def test_rules_that_are_deleted_come_back(mode: str) -> None:
+def test_rules_that_are_deleted_come_back(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It serves afterwards, or there would be no reading; what was deleted was there."""
+    monkeypatch.setattr(events, "_REPAIRED", 4.0)  # the daemon may have to wait for a processor
     with node(mode) as made:
         standing = rules(made)
         seen = made.seen("wipe")
         assert standing
-        assert rules(made) == standing
+        # It may serve one family before the other.
+        deadline = time.monotonic() + 30
+        while (there := rules(made)) != standing:
+            assert time.monotonic() < deadline, there
+            time.sleep(0.1)
     assert seen.started > 0
 
 
@@ -102,14 +109,14 @@ def test_a_window_that_was_too_short_is_made_again() -> None:
     def happens() -> None:
         happened.append(True)
         if len(happened) == 1:
-            threading.Event().wait(0.3)
+            threading.Event().wait(1.0)
 
     with Path() as path:
         target = path.pod_place(Family.IPV4)
         clients = Clients(path.client, path.fd("client"), target, rate=RATE, held=HELD)
         seen = watched(clients, happens, within=0.1)
     assert len(happened) == 2
-    assert seen.seconds < 0.3
+    assert seen.seconds < 1.0
     assert seen.failed == 0
 
 
@@ -119,13 +126,18 @@ def test_who_waited_for_a_second_syn_is_the_slowest() -> None:
     while: the silence does not show it, the slowest does."""
     dropped = (
         "table ip hole {\n chain c {\n type filter hook prerouting priority raw\n"
-        "tcp flags & (syn | ack) == syn numgen random mod 4 0 drop\n }\n}\n"
+        "tcp flags & (syn | ack) == syn numgen random mod 4 0 counter drop\n }\n}\n"
     )
 
     def happens() -> None:
         argv = ["nft", "-f", "-"]
         command.run(argv, stdin=dropped.encode(), namespace=path.fd("node"))
-        threading.Event().wait(0.2)
+        # A client that has no turn in all that time loses nothing: it is waited for.
+        for _ in range(100):
+            threading.Event().wait(0.2)
+            said = command.run(["nft", "list", "ruleset"], namespace=path.fd("node")).stdout
+            if b"counter packets 0 " not in said:
+                break
         command.run(["nft", "flush", "ruleset"], namespace=path.fd("node"))
 
     with Path() as path:

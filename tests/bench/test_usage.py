@@ -12,10 +12,15 @@ from kproxy.bench import usage
 from kproxy.errors import CheckFailed
 
 
-@pytest.fixture(params=["import sys; sys.stdin.read()", "while True: pass"])
+@pytest.fixture(params=["sys.stdin.read()", "while True: pass"])
 def process(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
-    """One that waits, one that never does."""
-    made = subprocess.Popen([sys.executable, "-c", request.param], stdin=subprocess.PIPE)
+    """One that waits, one that never does: from now on, while its start may wait for a disk."""
+    code = f"import sys\nprint('begun', flush=True)\n{request.param}"
+    made = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert made.stdout is not None
+    assert made.stdout.readline() == b"begun\n"
     yield made
     made.kill()
     made.communicate()

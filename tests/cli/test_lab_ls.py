@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -30,8 +31,9 @@ def lab(*health: Judged) -> LabFacts:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[LabFacts]:
-    """The labs that there are."""
+    """The labs that there are, looked at when they were made: it is long since this was loaded."""
     facts: list[LabFacts] = []
+    monkeypatch.setattr(lab_ls, "time", SimpleNamespace(time=lambda: NOW))
     monkeypatch.setattr(state, "list_labs", lambda: [one.name for one in facts])
     monkeypatch.setattr(lab_ls, "_look", lambda name, wide: facts[0])
     return facts

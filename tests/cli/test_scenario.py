@@ -128,6 +128,7 @@ def test_keep_holds_the_lab_until_told(tmp_path: Path, number: signal.Signals) -
         assert process.stderr is not None
         said = [process.stderr.readline()]
         while "Ctrl-C" not in said[-1]:
+            assert said[-1], said
             said.append(process.stderr.readline())
         names = [line.split()[3] for line in said if "ip netns exec" in line]
         assert any(name.endswith("-node") for name in names)

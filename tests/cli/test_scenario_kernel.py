@@ -44,7 +44,7 @@ def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
 
 def kproxy(*arguments: object) -> tuple[int, str, str]:
     with start(*arguments) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=240)
     return process.returncode, out, err
 
 
@@ -74,7 +74,7 @@ def test_only_inside(file: Path) -> None:
     """The table as on the host, a wrong expectation fails it; the host makes no namespace."""
     file.write_text(SCENARIO.replace("REJECT", "DROP"))
     with start(file, "--mode", "iptables", "--kernel", "uml", "--no-explain") as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=240)
     assert process.returncode == 1, err
     assert "✗ good [iptables-legacy]" in out
     assert "0 of 1 scenarios passed" in out
@@ -115,7 +115,7 @@ def test_a_signal_ends_both(file: Path, number: signal.Signals) -> None:
             if line.startswith("✓") and "[ipvs]" in line:
                 break
         process.send_signal(number)
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
     assert process.returncode == (130 if number == signal.SIGINT else 143)
     left = [name for name in os.listdir(netns.RUN_DIR) if f"scn-{process.pid}-" in name]
     assert left == []

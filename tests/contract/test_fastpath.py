@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +27,7 @@ from tests.contract.namespaces import scratch
 pytestmark = pytest.mark.kernel
 
 #: Within this a change by others must be told.
-TOLD = 20.0
+TOLD = 60.0
 
 
 def some(family: Family) -> Snapshot:
@@ -48,6 +49,15 @@ def everything(family: Family) -> tuple[str, ...]:
     return ip(family, "rule"), table, "\n".join(links[1:]), ruleset, sysctls
 
 
+def becomes(family: Family, wanted: tuple[str, ...]) -> bool:
+    """Whether everything is that, now or soon: the kernel marks devices and routes after a change
+    of carrier when it gets round to it, once a second at most."""
+    deadline = time.monotonic() + TOLD
+    while (found := everything(family)) != wanted and time.monotonic() < deadline:
+        pass
+    return found == wanted
+
+
 OF_THE_NODE = (
     "net/ipv4/conf/all/route_localnet",
     "net/ipv4/ip_local_reserved_ports",
@@ -61,7 +71,7 @@ def test_cleanup_leaves_no_trace(fastpath: FastpathBackend) -> None:
     Syncer(fastpath).sync(some(fastpath.family))
     assert everything(fastpath.family) != before
     fastpath.cleanup()
-    assert everything(fastpath.family) == before
+    assert becomes(fastpath.family, before)
 
 
 def test_a_restart_finds_what_leads_to_it(fastpath: FastpathBackend) -> None:
@@ -73,7 +83,7 @@ def test_a_restart_finds_what_leads_to_it(fastpath: FastpathBackend) -> None:
         applied = Syncer(again).sync(some(again.family))
         assert dict(applied.tables) == {"engine": 1, "ways": 1}
         assert applied.transactions == 0
-        assert everything(fastpath.family) == before
+        assert becomes(fastpath.family, before)
 
 
 def test_so_many_may_begin_a_second(fastpath: FastpathBackend) -> None:
@@ -113,7 +123,7 @@ def test_the_device_without_its_engine_is_passed_over(fastpath: FastpathBackend)
         fastpath.close()
         # The kernel looks after lost carriers once a second at most, and tells of it.
         while not command.run(argv, check=False).stderr:
-            assert select.select([notices.fileno()], [], [], 20.0)[0]
+            assert select.select([notices.fileno()], [], [], TOLD)[0]
             notices.drain()
     assert "Invalid argument" in command.run(argv, check=False).stderr.decode()
 

@@ -30,7 +30,7 @@ FOREIGN = (
 )
 REBUILDS, SERVICES = 12, 400
 #: Nothing on this way loses a datagram but rules that lead it elsewhere: so long to be sure.
-LOST = 5.0
+LOST = 30.0
 AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 

@@ -211,6 +211,6 @@ def test_it_ends_with_its_device() -> None:
         thread = threading.Thread(target=lambda: found.append(pump.run()))
         thread.start()
         tun.delete(NAME)
-        thread.join(5)
+        thread.join(60)
         os.close(queue)
         assert found == [errno.EBADFD]

@@ -14,8 +14,9 @@ from kproxy.core.snapshot import Snapshot
 from kproxy.core.tracker import Changes, Tracker
 from tests.factories import make_settings
 
-#: Quick, and sure of itself at once where nothing is said.
-PACE = Pace(interval=0.05, timeout=0.5, rise=1, fall=1, fast_interval=0.02)
+#: Quick, and sure of itself at once where nothing is said. Who is dead in tests refuses at once: a
+#: time-out would only be that of a busy machine.
+PACE = Pace(interval=0.05, timeout=30.0, rise=1, fall=1, fast_interval=0.02)
 TCP = Policy(check=Check(Tcp(), PACE))
 
 

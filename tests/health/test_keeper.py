@@ -35,7 +35,7 @@ from tests.health.plans import PACE, TCP, Plans
 
 pytestmark = pytest.mark.kernel
 
-TIMEOUT = 30
+TIMEOUT = 60
 NAME = PortName("ns1", "svc1", "http", Protocol.TCP)
 TWO = ("127.0.0.2", "127.0.0.3")
 
@@ -253,7 +253,8 @@ def test_many_flaps_are_few_messages(ports: Ports) -> None:
     """What comes one by one within a moment is told together, the first of it at once."""
     addresses = [f"127.0.1.{number}" for number in range(1, 101)]
     ports.open(*addresses, *TWO)
-    slow = Policy(check=Check(Tcp(), Pace(interval=60.0, fast_interval=0.01, rise=1, fall=1)))
+    pace = Pace(interval=60.0, timeout=30.0, fast_interval=0.01, rise=1, fall=1)
+    slow = Policy(check=Check(Tcp(), pace))
 
     async def test(make: Callable[..., Node]) -> None:
         node = make(make_service(health=TCP), make_slice(*TWO))

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.kernel
 
 V4, V6 = Family.IPV4, Family.IPV6
 LOOPBACK = {V4: "127.0.0.1", V6: "::1"}
-TIMEOUT = 30
+TIMEOUT = 60
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from kproxy.kernel.netlink import open_route
 pytestmark = pytest.mark.kernel
 
 HEALTH, METRICS = 10256, 10249
-TIMEOUT = 30
+TIMEOUT = 60
 
 
 @pytest.fixture(autouse=True)

@@ -58,10 +58,10 @@ def seen_as(vip: str, listener: socket.socket) -> str:
 def reached(vip: str) -> socket.socket:
     """A connection. IPv6 on a device that was just set up is ready a moment later, when the kernel
     has heard of its carrier: until then there is no route."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
-            return socket.create_connection((vip, 80), timeout=10)
+            return socket.create_connection((vip, 80), timeout=60)
         except OSError as error:
             if error.errno != errno.ENETUNREACH or time.monotonic() > deadline:
                 raise

@@ -165,12 +165,12 @@ def test_a_set_of_another_type_that_a_rule_uses_is_left_and_named(
     tool = "ip6tables-legacy" if "other" in options and sets.family is V4 else "iptables-legacy"
     flags = ",".join(["src"] * (options[0].count(",") + 1))
     rule = ["INPUT", "-m", "set", "--match-set", NAME, flags]
-    command.run([tool, "-w", "5", "-A", *rule])
+    command.run([tool, "-w", "60", "-A", *rule])
     with pytest.raises(NetlinkError, match=f"{NAME} is another program's, {said}, and") as caught:
         sets.create(NAME)
     assert f"grep -w -e {NAME}" in caught.value.hint
     assert command.run(["ipset", "list", "-n"]).stdout.decode().split() == [NAME]
-    command.run([tool, "-w", "5", "-D", *rule])
+    command.run([tool, "-w", "60", "-D", *rule])
     sets.create(NAME)
     assert sets.members(NAME) == set()
 
@@ -212,9 +212,9 @@ def test_a_rule_keeps_its_set(sets: IpSets) -> None:
     tool = {V4: "iptables-legacy", V6: "ip6tables-legacy"}[sets.family]
     sets.create(NAME)
     rule = ["INPUT", "-m", "set", "--match-set", NAME, "src,src"]
-    command.run([tool, "-w", "5", "-A", *rule])
+    command.run([tool, "-w", "60", "-A", *rule])
     assert not sets.destroy(NAME)
     assert sets.members(NAME) == set()
-    command.run([tool, "-w", "5", "-D", *rule])
+    command.run([tool, "-w", "60", "-D", *rule])
     assert sets.destroy(NAME)
     assert sets.members(NAME) is None

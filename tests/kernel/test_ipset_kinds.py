@@ -243,7 +243,7 @@ def test_a_rule_asks_a_set_of_ports(sets: IpSets) -> None:
     sets.create(NAME, "bitmap:port")
     for prefix in ("iptables", "ip6tables"):
         rule = ["INPUT", "-p", "tcp", "-m", "set", "--match-set", NAME, "dst"]
-        command.run([f"{prefix}-legacy", "-w", "5", "-A", *rule])
+        command.run([f"{prefix}-legacy", "-w", "60", "-A", *rule])
     assert not sets.destroy(NAME)
 
 

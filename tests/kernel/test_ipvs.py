@@ -342,7 +342,7 @@ def test_connections_are_counted() -> None:
         ipvs.send(adding(key, reals=(pod,)))
         listener = open_.enter_context(socket.create_server(("10.1.0.1", 8080)))
         client = open_.enter_context(
-            socket.create_connection(("10.0.0.1", 80), 5, source_address=("10.0.0.1", 0))
+            socket.create_connection(("10.0.0.1", 80), 60, source_address=("10.0.0.1", 0))
         )
         server_end, _ = listener.accept()
         open_.enter_context(server_end)

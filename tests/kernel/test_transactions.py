@@ -34,7 +34,7 @@ def test_what_matters_is_told_once(ours: Transactions) -> None:
     nft("add chain ip theirs c; add chain ip6 ours c")
     assert ours.look() == ""
     nft("add chain ip theirs d; add chain ip ours c; add chain ip ours d")
-    assert select.select([ours.fileno()], [], [], 10)[0]
+    assert select.select([ours.fileno()], [], [], 60)[0]
     told = ours.look()
     assert told.startswith("nft (")
     assert told.endswith(") NEWCHAIN ours c")

@@ -251,7 +251,11 @@ class Traffic:
 
     def _run(self) -> None:
         fds = [netns.open_fd(self._lab.network.namespace(name)) for name in self._senders]
-        probes = [Probe(to, self._port, namespace=fd) for fd in fds for to in self._addresses]
+        probes = [
+            Probe(to, self._port, namespace=fd, timeout=PATIENCE)
+            for fd in fds
+            for to in self._addresses
+        ]
         while not self._over.is_set():
             self.outcomes += probe_all(probes)
         for fd in fds:
@@ -276,7 +280,10 @@ class Traffic:
 
 #: Seconds for a connection that has begun to be answered: on a busy machine each of those who take
 #: part in it waits for its turn.
-GRACE = 0.5
+GRACE = 2.0
+
+#: Seconds until a connection counts as lost.
+PATIENCE = 20.0
 
 
 def _roll() -> None:
@@ -434,7 +441,8 @@ def _answers(lab: LabState, name: str) -> bool:
     assert pod is not None
     fd = netns.open_fd(lab.network.namespace(lab.nodes[0]))
     try:
-        (seen,) = probe_all([Probe(pod.addresses[0], pod.ports[0].port, namespace=fd)])
+        asked = Probe(pod.addresses[0], pod.ports[0].port, namespace=fd, timeout=PATIENCE)
+        (seen,) = probe_all([asked])
     finally:
         os.close(fd)
     return seen.endpoint == name

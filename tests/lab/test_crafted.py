@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -17,7 +18,7 @@ from kproxy.kernel.command import run
 from kproxy.lab.apply import Builder
 from kproxy.lab.network import End, Link, Network, Route
 from kproxy.lab.traffic import Reach
-from kproxy.lab.traffic.capture import Capture
+from kproxy.lab.traffic.capture import Capture, Sighting
 from kproxy.lab.traffic.crafted import Crafted, Place, first_packet, send_all
 from tests.lab.wired import host, wired
 
@@ -137,9 +138,14 @@ def test_a_capture_sees_both_sides_in_order(builder: Builder) -> None:
     """A packet through the router is seen coming in, then going out, with the kernel's times."""
     fd = builder.fd("sender")
     with Capture([("router", builder.fd("router"))]) as capture:
-        send_all([crafted(*ENDS[0], Protocol.TCP, fd)], [Place("r", builder.fd("receiver"))])
-        seen = capture.wait(20)
-    syn = [one for one in sorted(seen, key=lambda one: one.when) if b"\x0f\xa0\x00P" in one.data]
+        packet = crafted(*ENDS[0], Protocol.TCP, fd)
+        send_all([packet], [Place("r", builder.fd("receiver"))], window=20)
+        syn: list[Sighting] = []
+        deadline = time.monotonic() + 20
+        while len(syn) < 2:
+            assert time.monotonic() < deadline
+            syn += [one for one in capture.wait(1) if b"\x0f\xa0\x00P" in one.data]
+    syn.sort(key=lambda one: one.when)
     assert [(one.interface, one.outgoing) for one in syn[:2]] == [("left", False), ("right", True)]
     assert syn[0].when <= syn[1].when
 

@@ -68,7 +68,7 @@ def service(name: str) -> dict[str, dict[str, list[str]]]:
 def ask(lab: LabState, host: str, to: str, port: int, *, times: int = 1) -> list[Outcome]:
     fd = netns.open_fd(lab.network.namespace(host))
     try:
-        return probe_all([Probe(to, port, Protocol.TCP, namespace=fd)] * times)
+        return probe_all([Probe(to, port, Protocol.TCP, namespace=fd, timeout=20.0)] * times)
     finally:
         os.close(fd)
 

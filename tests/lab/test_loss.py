@@ -35,7 +35,7 @@ def network(shape: Shape = NO_SHAPE) -> Network:
     )
 
 
-def ask(builder: Builder, count: int = 1, timeout: float = 3.0) -> list[Reach]:
+def ask(builder: Builder, count: int = 1, timeout: float = 20.0) -> list[Reach]:
     probe = Probe("192.0.2.2", 53, Protocol.UDP, builder.fd("node"), timeout=timeout)
     outcomes: list[Outcome] = probe_all([probe] * count)
     return [one.reach for one in outcomes]

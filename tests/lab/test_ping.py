@@ -183,7 +183,7 @@ def lab() -> Iterator[LabState]:
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "kproxy", "lab", *words, "--name", LAB]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=180, check=False)
 
 
 @pytest.mark.kernel

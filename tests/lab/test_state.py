@@ -218,6 +218,6 @@ def test_the_lock_s_file_goes_with_the_lab() -> None:
         started.wait()
         state.forget("t")
         assert inside == []
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert inside == ["waiter"]
     assert not path.exists()

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Self
@@ -303,13 +302,6 @@ def taken(lab: LabState, pid: int) -> bool:
     return here is not None and here.pid == pid
 
 
-def until(reached: object) -> None:
-    deadline = time.monotonic() + 20
-    while not reached():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        os.sched_yield()
-
-
 def test_the_command(lab: LabState) -> None:
     """It says what it did with each node, and that there is nothing to do the second time."""
     in_mode("iptables-nft")
@@ -328,25 +320,22 @@ def test_the_command(lab: LabState) -> None:
     assert "no node nowhere" in wrong.stderr
 
 
-def test_ctrl_c_leaves_one_mode(lab: LabState) -> None:
+def test_ctrl_c_leaves_one_mode(lab: LabState, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted when the new daemon is on its way: the old one serves, alone."""
     in_mode("iptables-nft")
     before = daemons.alive(LAB, daemons.ROLE_PROXY)[NODE]
-    interrupted = threading.Event()
+    start = daemons.start_successor
 
-    def step(line: str) -> None:
-        interrupted.set()
+    def interrupted(lab: LabState, node: str) -> daemons.Process:
+        monkeypatch.setattr(daemons, "start_successor", start)
+        started = start(lab, node)
+        # In this thread, so at this moment: a late one would interrupt all tests.
+        signal.raise_signal(signal.SIGINT)
+        return started
 
-    def interrupt() -> None:
-        interrupted.wait()
-        until(lambda: daemons.alive(LAB, daemons.ROLE_PROXY).get(NODE) != before)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
+    monkeypatch.setattr(daemons, "start_successor", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        switching.switch(LAB, lifecycle.mode_of("fastpath"), step=step)
-    thread.join()
+        switching.switch(LAB, lifecycle.mode_of("fastpath"))
     assert daemons.alive(LAB, daemons.ROLE_PROXY) == {NODE: before}
     assert taken(lab, before.pid)
     assert traces(lab, "fastpath") == []

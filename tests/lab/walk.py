@@ -36,7 +36,7 @@ ELLIPSIS = "…"
 PATIENCE = 90.0
 
 #: Seconds in which what comes by itself must have come, and between two looks at it.
-COMING, LOOK = 30.0, 0.1
+COMING, LOOK = 60.0, 0.1
 
 _FENCE = "```"
 

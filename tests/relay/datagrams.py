@@ -7,6 +7,7 @@ what must come out, and goes on. Nothing waits for a time; a receive that gets n
 
 from __future__ import annotations
 
+import itertools
 import select
 import socket
 import time
@@ -22,7 +23,11 @@ from kproxy.core.objects import Family
 from kproxy.kernel.netlink import open_route
 from tests.contract.namespaces import scratch
 
-PATIENCE = 10.0
+PATIENCE = 60.0
+
+#: Where endpoints are: below the ports that the kernel deals out, or a session's own socket might
+#: get the port of an endpoint that is closed, and would talk to itself.
+FIRST_PORT = 10000
 
 SOL_UDP = 17
 UDP_SEGMENT = 103
@@ -56,6 +61,7 @@ class Lab:
     front: int = 0
     port: int = 0
     endpoints: list[socket.socket] = field(default_factory=list)
+    ports: Iterator[int] = field(default_factory=lambda: itertools.count(FIRST_PORT))
 
     def socket(self, host: str | None = None, port: int = 0) -> socket.socket:
         """Bound, with patience, closed with the lab."""
@@ -68,7 +74,7 @@ class Lab:
 
     def endpoint(self) -> socket.socket:
         """One more that the service knows; :meth:`publish` tells the relay."""
-        self.endpoints.append(self.socket())
+        self.endpoints.append(self.socket(port=next(self.ports)))
         return self.endpoints[-1]
 
     def publish(self, endpoints: Sequence[socket.socket] | None = None) -> None:

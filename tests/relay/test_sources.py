@@ -33,6 +33,10 @@ NETWORK = Path("/proc/sys/net/ipv4")
 #: Ports that each address has towards an endpoint.
 PORTS = 4
 
+#: The first of them, and of those that clients come from: below all that the kernel has dealt out
+#: to the relay's front and to endpoints.
+FIRST_PORT, FIRST_CLIENT = 20000, 21000
+
 #: More addresses of the node besides the one that the kernel chooses.
 OTHERS = ("127.0.0.2", "127.0.0.3")
 
@@ -49,7 +53,7 @@ def scarce(
 ) -> Iterator[Lab]:
     """A relay whose node has few ports, each of them used up for a minute by a short connection."""
     with relaying(relays, endpoints, **settings) as lab:
-        NETWORK.joinpath("ip_local_port_range").write_text(f"40000 {40000 + PORTS - 1}")
+        NETWORK.joinpath("ip_local_port_range").write_text(f"{FIRST_PORT} {FIRST_PORT + PORTS - 1}")
         NETWORK.joinpath("tcp_tw_reuse").write_text("0")
         lab.relay.set_sources(sources)
         yield lab
@@ -57,9 +61,15 @@ def scarce(
 
 def pair(lab: Lab, number: int) -> Pair:
     """A flow of a client that does not need one of the few ports."""
-    made = socket.create_connection(lab.place, PATIENCE, source_address=(HOST, 50000 + number))
-    client = lab.stack.enter_context(made)
+    client = client_of(lab, number)
     return Pair(client, lab.accepted())
+
+
+def client_of(lab: Lab, number: int) -> socket.socket:
+    made = socket.create_connection(
+        lab.place, PATIENCE, source_address=(HOST, FIRST_CLIENT + number)
+    )
+    return lab.stack.enter_context(made)
 
 
 def source_of(flow: Pair) -> str:
@@ -105,11 +115,11 @@ def test_none_left_of_any(relays: ModuleType) -> None:
     """The client waits, and is served from whichever address has a port first."""
     with scarce(relays, OTHERS[0], ladder=(0.02, *7 * (1.0,))) as lab:
         flows = [pair(lab, number) for number in range(2 * PORTS)]
-        waiting = socket.create_connection(lab.place, PATIENCE, source_address=(HOST, 51000))
-        lab.stack.enter_context(waiting)
+        waiting = client_of(lab, 1000)
         until(lambda: lab.relay.totals()["no_ports"] > 0)
         # Ended by the endpoint's side first, so that no port lingers at ours.
         flows[1].server.close()
+        assert flows[1].client.recv(1) == b""
         flows[1].client.close()
         server = lab.accepted()
         carried(waiting, server, b"question")
@@ -127,8 +137,7 @@ def test_an_endpoint_has_ports_that_another_has_not(relays: ModuleType) -> None:
             last = pair(lab, number)
         assert source_of(last) == OTHERS[0]
         lab.publish(another.getsockname())
-        client = socket.create_connection(lab.place, PATIENCE, source_address=(HOST, 51000))
-        lab.stack.enter_context(client)
+        client_of(lab, 1000)
         assert lab.accepted(another).getpeername()[0] == HOST
 
 
@@ -143,7 +152,7 @@ def test_an_address_that_is_gone(relays: ModuleType) -> None:
 def test_an_address_that_the_endpoint_does_not_answer(relays: ModuleType) -> None:
     """After one silence another address is used, the endpoint is not blamed, and its client keeps
     its affinity."""
-    with scarce(relays, STRANGE, OTHERS[0], ladder=(0.1, *7 * (PATIENCE,))) as lab:
+    with scarce(relays, STRANGE, OTHERS[0], ladder=(0.5, *7 * (PATIENCE,))) as lab:
         deaf_to(lab.endpoints[0], STRANGE)
         lab.relay.set_service(lab.service, affinity_seconds=600)
         flows = [pair(lab, number) for number in range(PORTS + 3)]

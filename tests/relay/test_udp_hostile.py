@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import random
@@ -67,6 +68,8 @@ def test_more_clients_in_one_batch_than_sessions(relays: ModuleType):
 def few_descriptors(more: int) -> Iterator[None]:
     """The process may have so many more open than it has now: the limit is on the number that a
     descriptor has, and a new one takes the lowest that is free."""
+    # What earlier tests have left would be closed in between, and make room.
+    gc.collect()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     listed = map(int, os.listdir("/proc/self/fd"))
     used = {number for number in listed if Path(f"/proc/self/fd/{number}").exists()}

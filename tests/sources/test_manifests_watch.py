@@ -18,7 +18,7 @@ from kproxy.sources import streams
 from kproxy.sources.manifests import ManifestSource
 
 #: Far longer than anything takes: a test that gets here has failed.
-LIMIT = 20
+LIMIT = 60
 
 
 def service(name: str, last: int = 1) -> str:

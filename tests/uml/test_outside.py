@@ -84,7 +84,7 @@ def run(folder: Path, source: str, *options: str) -> subprocess.CompletedProcess
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         check=False,
     )
 

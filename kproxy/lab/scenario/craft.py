@@ -35,6 +35,7 @@ def send_crafted(stage: Stage, flows: Sequence[Flow]) -> list[Outcome]:
             flow.port,
             flow.proto,
             flow.flags or "S",
+            awaited=flow.expect is not None and flow.expect.verdict is not Verdict.DROP,
         )
         for flow, port in zip(flows, ports, strict=True)
     ]

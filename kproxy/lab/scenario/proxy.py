@@ -26,7 +26,7 @@ from kproxy.lab.scenario.schema import Manifest
 from kproxy.lab.scenario.zygote import Launch, Zygote
 
 #: Seconds within which a change must be in force, also on a busy machine.
-SYNC_TIMEOUT = 20.0
+SYNC_TIMEOUT = 25.0
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
 

@@ -28,6 +28,9 @@ from kproxy.lab.traffic.wire import Outcome, Reach, join_host_port
 #: Seconds after which a packet that nobody has seen will not come any more.
 WINDOW = 0.3
 
+#: The same for one that ought to come: whoever passes it on may have to wait for a processor.
+PATIENCE = 8.0
+
 _AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 #: ICMP and ICMPv6 codes of destination unreachable: port, and IPv4's protocol unreachable.
@@ -37,7 +40,7 @@ _PROTOCOL_UNREACHABLE = 2
 
 class Crafted(Value, frozen=True):
     """A packet, sent from ``namespace`` with any source; over TCP the first one of a connection
-    unless ``flags`` says otherwise."""
+    unless ``flags`` says otherwise. ``awaited``: it ought to be seen, or refused, by somebody."""
 
     namespace: int
     source: str
@@ -46,6 +49,7 @@ class Crafted(Value, frozen=True):
     port: int
     protocol: Protocol
     flags: str = "S"
+    awaited: bool = False
 
     @property
     def sender(self) -> str:
@@ -95,7 +99,8 @@ def send_all(
 ) -> list[Outcome]:
     """Send all, and say of each where it came out: at a final place, refused, or nowhere.
 
-    ``reach`` SILENCE means that nobody saw it within ``window`` seconds of the last one's leave.
+    ``reach`` SILENCE means that nobody saw it within ``window`` seconds of the last one's leave;
+    one that is awaited has :data:`PATIENCE`.
     """
     if not packets:
         return []
@@ -104,10 +109,10 @@ def send_all(
     with Capture((name, place.namespace) for name, place in watched.items()) as capture:
         search.send()
         # Only from now on: crafting many packets on a busy machine takes longer than the window.
-        deadline, left = time.monotonic() + window, window
+        sent, left = time.monotonic(), window
         # Until nobody has seen anything by then: what waits to be read had come in time.
         while search.open and left > 0:
-            left = deadline - time.monotonic()
+            left = sent + (_patience(window) if search.awaits else window) - time.monotonic()
             for sighting in capture.wait(left):
                 search.look(sighting, watched[sighting.place])
     return search.outcomes(window)
@@ -128,6 +133,13 @@ class _Search:
     @property
     def open(self) -> bool:
         return len(self.found) < len(self.packets)
+
+    @property
+    def awaits(self) -> bool:
+        """Whether one that ought to be seen has not been seen."""
+        return any(
+            each.awaited and number not in self.found for number, each in enumerate(self.packets)
+        )
 
     def send(self) -> None:
         for token, number in self.tokens.items():
@@ -210,17 +222,20 @@ class _Search:
 
     def outcomes(self, window: float) -> list[Outcome]:
         return [
-            self.found.get(
-                number,
-                Outcome(
-                    Reach.SILENCE,
-                    crafted.sender,
-                    seconds=window,
-                    detail=f"seen nowhere within {window:g} s",
-                ),
-            )
+            self.found.get(number) or _silence(crafted, window)
             for number, crafted in enumerate(self.packets)
         ]
+
+
+def _silence(crafted: Crafted, window: float) -> Outcome:
+    seconds = _patience(window) if crafted.awaited else window
+    detail = f"seen nowhere within {seconds:g} s"
+    return Outcome(Reach.SILENCE, crafted.sender, seconds=seconds, detail=detail)
+
+
+def _patience(window: float) -> float:
+    """With one that ought to come."""
+    return max(window, PATIENCE)
 
 
 def _token(packet: Packet) -> int:

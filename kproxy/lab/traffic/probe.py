@@ -43,8 +43,9 @@ _RECVERR = {
 }
 _MSG_ERRQUEUE = 0x2000
 
-#: Seconds that a flow may take that is expected to arrive: a lost SYN is sent again after 1 s.
-PATIENT = 3.0
+#: Seconds that a flow may take that is expected to arrive: a lost SYN is sent again after 1 s, and
+#: on a busy machine whoever answers has to wait for a processor.
+PATIENT = 8.0
 
 #: Flows in flight at a time: far below the descriptor limit of a plain session (1024).
 _AT_ONCE = 256

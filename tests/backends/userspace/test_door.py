@@ -29,6 +29,9 @@ LOOPBACK = {V4: "127.0.0.1", V6: "::1"}
 CLUSTER, LOCAL = Use.CLUSTER, Use.LOCAL
 TCP, UDP = Protocol.TCP, Protocol.UDP
 
+#: Seconds after which a test that waits for something has failed.
+PATIENCE = 60.0
+
 #: State of a connection whose first packet was not answered (enum in Linux' tcp_states.h).
 SYN_SENT = 2
 
@@ -54,7 +57,7 @@ def made(stack: ExitStack, family: Family = V4, **settings: object) -> RelayDoor
 def endpoint(stack: ExitStack, family: Family = V4) -> tuple[socket.socket, tuple[str, int]]:
     """Somebody who listens."""
     listening = stack.enter_context(socket.socket(sockets.plain(family, udp=False).family))
-    listening.settimeout(10)
+    listening.settimeout(PATIENCE)
     listening.bind((LOOPBACK[family], 0))
     listening.listen()
     return listening, listening.getsockname()[:2]
@@ -71,14 +74,14 @@ def reached(door: RelayDoor, wanted: Service, use: Use, listening: socket.socket
     """Whether a client of a front gets to the endpoint; False when it is refused."""
     port = door.running()[wanted.name].ports[use]
     try:
-        client = socket.create_connection((LOOPBACK[door.family], port), timeout=10)
+        client = socket.create_connection((LOOPBACK[door.family], port), timeout=PATIENCE)
     except ConnectionRefusedError:
         return False
     with client:
         client.sendall(b"x")
         accepted, _ = listening.accept()
         with accepted:
-            accepted.settimeout(10)
+            accepted.settimeout(PATIENCE)
             return accepted.recv(1) == b"x"
 
 
@@ -115,16 +118,25 @@ def test_a_deaf_front_drops_datagrams(opened: ExitStack) -> None:
     """What came too early is not served later either."""
     door, end = made(opened), opened.enter_context(sockets.plain(V4, udp=True))
     end.setblocking(True)
-    end.settimeout(10)
+    end.settimeout(PATIENCE)
     end.bind(("127.0.0.1", 0))
     wanted = service(ends=(end.getsockname(),), protocol=UDP)
     assert door.put([wanted], deaf=True) == {}
     client = opened.enter_context(sockets.plain(V4, udp=True))
-    client.connect(("127.0.0.1", door.running()[wanted.name].ports[CLUSTER]))
+    port = door.running()[wanted.name].ports[CLUSTER]
+    client.connect(("127.0.0.1", port))
     client.send(b"early")
+    until(lambda: dropped(port) == 1)
     door.hear()
     client.send(b"late")
     assert end.recv(9) == b"late"
+
+
+def dropped(port: int) -> int:
+    """How many datagrams the UDP sockets of a port have not taken."""
+    _, *rows = Path("/proc/thread-self/net/udp").read_text().splitlines()
+    each = [row.split() for row in rows]
+    return sum(int(row[-1]) for row in each if row[1].endswith(f":{port:04X}"))
 
 
 def test_changes_leave_ports_alone(opened: ExitStack) -> None:
@@ -189,9 +201,9 @@ def test_ports_of_before_are_taken_again(opened: ExitStack) -> None:
     wanted = service("a", CLUSTER, LOCAL, ends=(end,))
     first.put([wanted])
     ports = dict(first.ports)
+    # Before those are free: it might get one of them.
+    _, (_, taken) = endpoint(opened)
     first.close()
-    held, _ = endpoint(opened), None
-    taken = held[1][1]
     second = made(opened)
     second.remember({**ports, Front(service("b").name, CLUSTER): taken})
     assert second.put([wanted, service("b", ends=(end,))]) == {}
@@ -222,12 +234,13 @@ def test_other_addresses_to_connect_from(opened: ExitStack, when: str) -> None:
     door.put([wanted])
     if when == "while it runs":
         door.set_sources(("127.0.0.2",))
-    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("40000 40000")
+    # Below those that the kernel has dealt out to the front and the endpoint.
+    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("20000 20000")
     port = door.running()[wanted.name].ports[CLUSTER]
     seen = []
-    for number in (50000, 50001):
+    for number in (21000, 21001):
         client = socket.create_connection(
-            ("127.0.0.1", port), timeout=10, source_address=("127.0.0.1", number)
+            ("127.0.0.1", port), timeout=PATIENCE, source_address=("127.0.0.1", number)
         )
         opened.enter_context(client)
         accepted, (source, _) = listening.accept()

@@ -40,7 +40,7 @@ def lent(number: int, *fds: int) -> Lent:
 def lines() -> Iterator[tuple[Line, Line]]:
     """Two ends of a conversation."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    both = tuple(Line(end, patience=5) for end in ends)
+    both = tuple(Line(end, patience=60) for end in ends)
     yield both  # type: ignore[misc]
     for line in both:
         line.close()
@@ -127,7 +127,7 @@ def test_what_is_no_message_ends_the_conversation(
     before = set(os.listdir("/proc/self/fd"))
     with theirs:
         spoil(theirs)
-        line = Line(ours, patience=5)
+        line = Line(ours, patience=60)
         with pytest.raises(KernelError, match=why):
             line.hear(TEXT)
         assert set(os.listdir("/proc/self/fd")) <= before

@@ -87,8 +87,9 @@ def _zombies() -> set[str]:
         # A thread or a child may end while they are listed.
         with suppress(FileNotFoundError, ProcessLookupError):
             for child in (task / "children").read_text().split():
-                stat = Path(f"/proc/{child}/stat").read_text()
-                if stat.rpartition(")")[2].split()[0] == "Z":
+                name, _, rest = Path(f"/proc/{child}/stat").read_text().rpartition(")")
+                # Others may have left children as well, which end when they like.
+                if rest.split()[0] == "Z" and name.endswith(("(true", "(sleep")):
                     found.add(child)
     return found
 

@@ -58,6 +58,8 @@ NETWORK = Network(
             addresses=(Address("eth0", f"{NODE}/32"), Address("pod0", f"{NODE_INSIDE}/32")),
             routes=(
                 Route(f"{CLIENT}/32", "eth0"),
+                # It makes eth0's address the primary one: where nftables mode's node ports are.
+                Route("0.0.0.0/0", "eth0", via=CLIENT),
                 Route(f"{POD}/32", "pod0"),
                 Route(f"{LOCAL_POD}/32", "pod1"),
             ),

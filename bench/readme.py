@@ -79,13 +79,6 @@ _LINES = {
         *_TRAFFIC,
         Line("1,000 services × 10 endpoints in force, from nothing", Point("cold-sync", 1000)),
         Line("one endpoint replaced among 1,000 services", Point("one-change", 1000)),
-        Line(
-            "new connections that fail when kproxy is killed, and started a second later",
-            Point("kill-failed"),
-        ),
-        Line("… when somebody deletes its rules", Point("wipe-failed")),
-        Line("… when it is restarted", Point("restart-failed")),
-        Line("… when another mode takes over", Point("switch-failed")),
     ),
 }
 

@@ -86,11 +86,18 @@ def echoing(family: Family, kind: socket.SocketKind) -> Iterator[None]:
 
 
 def asked(family: Family, plan: PortPlan) -> bool:
-    """Whether the first datagram of a new flow is answered."""
+    """Whether the first datagram of a new flow is answered, where the kernel takes it.
+
+    A packet that is between two hooks when the kernel turns to the new rules may meet the old ones
+    of the first hook and the new ones of the second, and be refused; its sender is told at once.
+    """
     with socket.socket(AF[family], socket.SOCK_DGRAM) as client:
         client.settimeout(LOST)
         client.connect((plan.cluster_ip, plan.port))
-        client.send(b"?")
+        try:
+            client.send(b"?")
+        except PermissionError:
+            client.send(b"?")
         try:
             return client.recv(64) == b"?"
         except (TimeoutError, ConnectionRefusedError):

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import median
 from typing import Literal
 
+from kproxy.bench import words
 from kproxy.bench.histogram import coarser
 from kproxy.bench.measures.base import Group, Reading
 from kproxy.bench.results import Absent, Cost, Measure, Point, Row, Section
@@ -150,9 +151,9 @@ class Conductor:
 
     def _give(self, number: int, part: _Part, share: float | None) -> None:
         """Its share of the time, if that is worth beginning; the first group always begins."""
-        needed = part.job.first * self._pace
-        if number and share is not None and not self._worth(share, needed):
-            part.leave_out(f"no time was left: {needed:.0f} s are needed for a round")
+        first = part.job.first * self._pace
+        if number and share is not None and not self._worth(share, first):
+            part.leave_out(f"no time was left: {first:.0f} s are needed for a round")
             self._say("note", number, note=f"{part.job.group.name}: {part.reason}")
             return
         self._conduct(number, part, share)
@@ -199,12 +200,12 @@ class Conductor:
 
     # --- time -----------------------------------------------------------------------------------
 
-    def _worth(self, share: float, needed: float) -> bool:
+    def _worth(self, share: float, first: float) -> bool:
         """Whether a group is begun that needs so many seconds for a round. It may take more than
         its share, but of what is left for all no more than a third too much."""
         assert self._seconds is not None
         left = self._begun + self._seconds - self._clock()
-        return share >= needed / 2 and left >= 0.75 * needed
+        return share >= first / 2 and left >= 0.75 * first
 
     def _share(self, number: int) -> float | None:
         """Of what is left, by what this and the later jobs want, or what a verdict takes; None: as
@@ -374,7 +375,7 @@ class _Part:
                     if reading.again:
                         again[point.measure, subject] += reading.again
         wanted = {measure.name for measure in self.job.measures}
-        rounds = f"{len(self.rounds)} round{'s' * (len(self.rounds) != 1)}"
+        rounds = words.plural(len(self.rounds), "round")
         return [
             f"{measure} of {subject} was taken anew {times}× in {rounds}, for longer: nothing was "
             "answered the time before, and nothing failed."

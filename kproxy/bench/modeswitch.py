@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from contextlib import ExitStack
-from typing import Self
+from typing import Any, Self
 
 from msgspec.structs import replace
 
@@ -25,18 +25,23 @@ from kproxy.lab.switching import Switched
 from kproxy.lab.undisturbed import undisturbed
 
 _PORT = 7777
-_SERVICE = {
-    "apiVersion": "v1",
-    "kind": "Service",
-    "metadata": {"name": "measured", "namespace": "default"},
-    "spec": {"selector": {"app": "web"}, "ports": [{"port": _PORT, "targetPort": _PORT}]},
-}
+_NAME = "measured"
 
 #: Pods that serve, and the one that is the client.
 _SERVING, _CLIENT = "web", "echo-0"
 
 #: Seconds that a switch takes at least, and how many times as long as the last one it may.
 _LEAST, _SLOWER = 1.0, 1.5
+
+
+def service(name: str, port: int) -> dict[str, Any]:
+    """A Service before the pods of :data:`_SERVING`, to be put beside the topology's own."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"selector": {"app": _SERVING}, "ports": [{"port": port, "targetPort": port}]},
+    }
 
 
 class Stand:
@@ -72,7 +77,7 @@ class Stand:
         self._stack.callback(lifecycle.down, self._lab)
         topology = catalogue.load("single")
         lab = lifecycle.up(self._lab, topology, lifecycle.mode_of(self._first)).lab
-        changes.apply(self._lab, [Raw(_SERVICE, "kproxy bench")])
+        changes.apply(self._lab, [Raw(service(_NAME, _PORT), "kproxy bench")])
         for pod in lab.pods:
             if pod.workload.endswith(_SERVING):
                 self._agent(lab, pod.name).serve([("0.0.0.0", _PORT)])
@@ -100,11 +105,10 @@ class Stand:
             os.close(namespace)
 
     def _address(self) -> str:
-        metadata = _SERVICE["metadata"]
         (found,) = [
             each["spec"]["clusterIP"]
             for each in lifecycle.objects_of(self._lab)
-            if each["kind"] == "Service" and each["metadata"]["name"] == metadata["name"]  # type: ignore[index]
+            if (each["kind"], each["metadata"]["name"]) == ("Service", _NAME)
         ]
         return str(found)
 

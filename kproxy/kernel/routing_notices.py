@@ -11,9 +11,11 @@ from kproxy.core.objects import Value
 from kproxy.errors import NetlinkError
 from kproxy.kernel.ctnetlink import HEADER, contents
 from kproxy.kernel.rtnetlink import (
+    ADDRESS_HEAD,
     DEL_ADDRESS,
     DEL_LINK,
     DEL_ROUTE,
+    LINK_HEAD,
     NEW_ADDRESS,
     NEW_LINK,
     NEW_ROUTE,
@@ -27,10 +29,6 @@ _GROUPS = {"link": 1, "address4": 5, "route4": 7, "rule4": 8, "address6": 9, "ro
 _RULE6 = 19
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 
-#: struct ifinfomsg: index and flags.
-_LINK_HEAD = struct.Struct("=BxHiII")
-#: struct ifaddrmsg.
-_ADDRESS_HEAD = struct.Struct("=BBBBI")
 _U32 = struct.Struct("=I")
 
 _IFLA_NAME, _RTA_TABLE, _FRA_PRIORITY, _FRA_TABLE = 3, 15, 6, 15
@@ -99,7 +97,7 @@ def notices(datagram: bytes) -> Iterator[Notice]:
         if kind in (NEW_LINK, DEL_LINK):
             yield _of_link(kind, datagram, body, end)
         elif kind in (NEW_ADDRESS, DEL_ADDRESS):
-            family, _, _, _, index = _ADDRESS_HEAD.unpack_from(datagram, body)
+            family, _, _, _, index = ADDRESS_HEAD.unpack_from(datagram, body)
             yield Notice(kind, _VERSIONS.get(family, 0), index=index)
         elif kind in (NEW_ROUTE, DEL_ROUTE, NEW_RULE, DEL_RULE):
             yield _of_route(kind, datagram, body, end)
@@ -107,9 +105,9 @@ def notices(datagram: bytes) -> Iterator[Notice]:
 
 
 def _of_link(kind: int, datagram: bytes, body: int, end: int) -> Notice:
-    _, _, index, flags, _ = _LINK_HEAD.unpack_from(datagram, body)
+    _, _, index, flags, _ = LINK_HEAD.unpack_from(datagram, body)
     name = ""
-    for which, start, stop in contents(datagram, body + _LINK_HEAD.size, end):
+    for which, start, stop in contents(datagram, body + LINK_HEAD.size, end):
         if which == _IFLA_NAME:
             name = datagram[start:stop].rstrip(b"\0").decode(errors="replace")
     return Notice(kind, device=name, index=index, up=bool(flags & 1))

@@ -26,7 +26,7 @@ ADDRESS_HEAD = struct.Struct("=BBBBI")
 #: struct rtmsg: family, bits of destination and source, tos, table, protocol, scope, type, flags.
 ROUTE_HEAD = struct.Struct("=BBBBBBBBI")
 #: family, nothing, type, index, flags, which flags to change.
-_LINK_HEAD = struct.Struct("=BxHiII")
+LINK_HEAD = struct.Struct("=BxHiII")
 
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 _RTA_DESTINATION, _RTA_PREFERRED_SOURCE = 1, 7
@@ -120,7 +120,7 @@ def index_of(name: str) -> int:
     Not by the ioctl: for a name that it does not know it runs modprobe, 5 to 30 ms each time."""
     with open_channel() as channel:
         message = _device(channel, name)
-    return 0 if message is None else int(_LINK_HEAD.unpack_from(message[1], message[2])[2])
+    return 0 if message is None else int(LINK_HEAD.unpack_from(message[1], message[2])[2])
 
 
 def kind_of(channel: Channel, name: str) -> str | None:
@@ -129,7 +129,7 @@ def kind_of(channel: Channel, name: str) -> str | None:
     if message is None:
         return None
     _, buffer, at, end = message
-    for which, start, stop in contents(buffer, at + _LINK_HEAD.size, end):
+    for which, start, stop in contents(buffer, at + LINK_HEAD.size, end):
         if which == _IFLA_LINK_INFO:
             for inner, first, past in contents(buffer, start, stop):
                 if inner == _INFO_KIND:
@@ -138,7 +138,7 @@ def kind_of(channel: Channel, name: str) -> str | None:
 
 
 def _device(channel: Channel, name: str) -> Message | None:
-    body = _LINK_HEAD.pack(0, 0, 0, 0, 0) + _text(_IFLA_NAME, name)
+    body = LINK_HEAD.pack(0, 0, 0, 0, 0) + _text(_IFLA_NAME, name)
     try:
         return channel.ask(GET_LINK, body)[0]
     except NetlinkError as refused:
@@ -150,13 +150,13 @@ def _device(channel: Channel, name: str) -> Message | None:
 def make_device(channel: Channel, name: str, kind: str) -> int:
     """A device that is down; errno when the kernel refuses, else 0."""
     info = attribute(_IFLA_LINK_INFO, _text(_INFO_KIND, kind))
-    body = _LINK_HEAD.pack(0, 0, 0, 0, 0) + _text(_IFLA_NAME, name) + info
+    body = LINK_HEAD.pack(0, 0, 0, 0, 0) + _text(_IFLA_NAME, name) + info
     return channel.order(NEW_LINK, CREATE | EXCLUSIVE, body)
 
 
 def delete_device(channel: Channel, name: str) -> int:
     """errno when the kernel refuses, else 0."""
-    return channel.order(DEL_LINK, 0, _LINK_HEAD.pack(0, 0, 0, 0, 0) + _text(_IFLA_NAME, name))
+    return channel.order(DEL_LINK, 0, LINK_HEAD.pack(0, 0, 0, 0, 0) + _text(_IFLA_NAME, name))
 
 
 def _text(kind: int, value: str) -> bytes:

@@ -13,18 +13,14 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import NamedTuple, Self
 
+from kproxy.bench.modeswitch import service
 from kproxy.kernel import netns
 from kproxy.lab.model import LabState
 
 PORT = 7778
 
 #: Put beside a topology's own services.
-SERVICE = {
-    "apiVersion": "v1",
-    "kind": "Service",
-    "metadata": {"name": "recorded", "namespace": "default"},
-    "spec": {"selector": {"app": "web"}, "ports": [{"port": PORT, "targetPort": PORT}]},
-}
+SERVICE = service("recorded", PORT)
 
 #: New connections a second, and how many threads take turns: one that waits holds up no other.
 RATE, CALLERS = 200.0, 16

@@ -226,7 +226,7 @@ def ipvs_traces(lab: LabState) -> list[str]:
 
 
 @pytest.mark.ipvs
-@pytest.mark.parametrize("other", ["iptables", "userspace"])
+@pytest.mark.parametrize("other", ["iptables"])
 def test_to_and_from_ipvs(ipvs_lab: LabState, other: str) -> None:
     """As between the others: virtual servers come beside rules and go without a trace, and no
     connection of either kind ends with them."""
